@@ -1,0 +1,359 @@
+# Copyright 2025 The anyecg-hf authors.
+# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
+"""A picture of a record on electrocardiograph paper, true to scale: 25 mm a second, 10 mm a millivolt, findings beside it.
+
+    figure = plot_record(read_record("path/to/record"), findings=classify("path/to/record"))
+    figure.savefig("record.png")    # as it is: bbox_inches="tight" would cut the page
+
+The whole page is one matplotlib axis in millimetres. It shows leads, times and findings, and nothing about the patient.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .leads import STANDARD_LEADS
+from .simulate import is_simulated
+
+try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+    from matplotlib.textpath import TextPath
+except ImportError:
+    Figure = None
+
+MM_PER_SECOND = 25.0
+MM_PER_MV = 10.0
+COLUMNS = (("I", "II", "III"), ("aVR", "aVL", "aVF"), ("V1", "V2", "V3"), ("V4", "V5", "V6"))
+RHYTHM_LEAD = "II"
+PAGE_SECONDS = 10.0
+
+_PAPER, _THIN_LINE, _THICK_LINE = "#fffbfa", "#f9dcd9", "#eeb0ab"
+_INK, _GREY, _ALERT = "#101010", "#666666", "#b3261e"
+_MARGIN, _HEADER, _FOOTER = 8.0, 12.0, 9.0  # mm
+_CALIBRATION_WIDTH = 10.0  # mm: 2.5 before, 5 for 200 ms, 2.5 after
+_PANEL_WIDTH, _PANEL_LINE = 92.0, 6.0  # mm
+_REACH = (10.0, 40.0)  # mm: what a row is given above and below its zero line, at least and at most
+
+
+def plot_record(record, *, findings=None, start_seconds=0.0, seconds=PAGE_SECONDS, mask=None, dpi=150):
+    """Return a picture of `record` as a matplotlib figure.
+
+    12 leads that fill 10 seconds are printed in four columns of 2.5 s, each continuing in time, over a strip of lead II;
+    any other set or length one lead below the other. Each lead is shown about its median. Rows are set as far apart as
+    their traces need, up to 40 mm to either side; what is larger is cut off there, and the lead's name says so.
+
+    Args:
+        record (`Record`): signal in millivolt; NaN, and what `mask` excludes, is shown as a gap.
+        findings (`list[dict]`, *optional*): `{"label", "score", "threshold", "positive"}` as the pipeline
+            `ecg-classification` returns them; `threshold` and `positive` may be absent or `None`.
+        start_seconds, seconds (`float`): the part to show, at most 60 s; a longer record is named as such.
+        mask (`np.ndarray` of shape `(num_leads, num_samples)`, *optional*): False or 0 where there is no usable value.
+        dpi (`int`): dots an inch of the figure; its size in millimetres does not depend on it.
+
+    Returns:
+        `matplotlib.figure.Figure`, which belongs to no window: use its `savefig`, or show it in a notebook.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the part asked for is empty or too long, the mask has another shape, or a finding lacks label or score.
+
+    >>> plot_record(simulate_record(0), findings=[{"label": "SR", "score": 0.98, "threshold": 0.5, "positive": True}])
+    <Figure size 2220x1027 with 1 Axes>
+    """
+    _require_matplotlib()
+    part = _cut(record, start_seconds, seconds, mask)
+    findings = _checked(findings)
+    rows = _rows(part)
+    page = _Page.for_rows(rows, part, findings)
+    figure = Figure(figsize=(page.width / 25.4, page.height / 25.4), dpi=dpi)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, page.width), ylim=(0, page.height))
+    axes.set_axis_off()
+    _draw_paper(axes, page)
+    for row, zero in zip(rows, page.zero_lines, strict=True):
+        _draw_calibration(axes, page.paper_left, zero)
+        for strip in row:
+            _draw_strip(axes, page, strip, zero)
+    _draw_words(axes, page, part, record)
+    if findings is not None:
+        _draw_findings(axes, page, findings)
+    return figure
+
+
+def _require_matplotlib():
+    if Figure is None:
+        raise ImportError("Drawing a record needs matplotlib, which is not installed: pip install anyecg-hf[plot]")
+
+
+# ---- what is shown -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The stretch of the record that is drawn."""
+
+    signal: np.ndarray  # (num_leads, num_samples) mV about each lead's median, NaN where there is no value
+    lead_names: list
+    sampling_rate: float
+    start_seconds: float
+    seconds: float
+    record_seconds: float
+
+    @property
+    def is_whole(self):
+        return self.record_seconds - self.seconds < 0.1
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """One lead's trace in one row: where it begins on the paper, and what it shows."""
+
+    lead_name: str
+    left: float  # mm from the end of the calibration mark
+    width: float  # mm
+    height: np.ndarray  # (num_samples,) mm above the zero line
+    step: float  # mm from sample to sample
+
+    def reach(self, side):
+        """Return how far the trace goes above (+1) or below (-1) the zero line in mm, within what a row may have."""
+        finite = self.height[np.isfinite(self.height)]
+        return float(np.clip((side * finite).max(initial=0.0), *_REACH))
+
+    @property
+    def is_cut(self):
+        return bool(np.nanmax(np.abs(self.height), initial=0.0) > _REACH[1])
+
+
+def _cut(record, start_seconds, seconds, mask):
+    """Return the `_Part` of the record asked for."""
+    signal, rate = np.array(record.signal, dtype=np.float64), float(record.sampling_rate)
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.shape != signal.shape:
+            raise ValueError(f"mask has shape {mask.shape}, the signal {signal.shape}; pass one value per lead and sample.")
+        signal[mask == 0] = np.nan
+    first, count = round(start_seconds * rate), round(seconds * rate)
+    if not (start_seconds >= 0 and 0 < seconds <= 60 and first < signal.shape[1] and count > 0):
+        raise ValueError(
+            f"start_seconds={start_seconds!r}, seconds={seconds!r} of a record of {signal.shape[1] / rate:g} s cannot be drawn; "
+            "pass a start within the record and at most 60 seconds."
+        )
+    shown = signal[:, first : first + count]
+    with np.errstate(all="ignore"):
+        middle = np.array([np.median(lead[np.isfinite(lead)]) if np.isfinite(lead).any() else 0.0 for lead in shown])
+    shown = np.where(np.isfinite(shown), shown, np.nan) - middle[:, None]
+    length = shown.shape[1] / rate
+    return _Part(shown, list(record.lead_names), rate, first / rate, length, signal.shape[1] / rate)
+
+
+def _rows(part):
+    """Return the rows of the picture, each a list of `_Strip`."""
+    if set(part.lead_names) == set(STANDARD_LEADS) and abs(part.seconds - PAGE_SECONDS) < 0.1:
+        column_seconds = PAGE_SECONDS / len(COLUMNS)
+        rows = [
+            [_strip(part, name, column * column_seconds, column_seconds) for column, name in enumerate(names)]
+            for names in zip(*COLUMNS, strict=True)
+        ]
+        return [*rows, [_strip(part, RHYTHM_LEAD, 0.0, part.seconds)]]
+    return [[_strip(part, name, 0.0, part.seconds)] for name in part.lead_names]
+
+
+def _strip(part, lead_name, start, seconds):
+    rate = part.sampling_rate
+    first, last = round(start * rate), round((start + seconds) * rate)
+    trace = part.signal[part.lead_names.index(lead_name)]
+    step = MM_PER_SECOND / rate
+    return _Strip(lead_name, first * step, seconds * MM_PER_SECOND, trace[first:last] * MM_PER_MV, step)
+
+
+def _checked(findings):
+    """Return the findings with every field, positive ones first, then by score; None stays None."""
+    if findings is None:
+        return None
+    rows = []
+    for index, finding in enumerate(findings):
+        try:
+            label, score = str(finding["label"]), float(finding["score"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f'Finding {index} is {finding!r}; each is a dict with "label" and "score" (a number), and, where known, '
+                '"threshold" and "positive", as the pipeline ecg-classification returns them for one record.'
+            ) from None
+        threshold, positive = finding.get("threshold"), finding.get("positive")
+        if positive is None and threshold is not None:
+            positive = score >= threshold
+        rows.append({"label": label, "score": score, "threshold": threshold, "positive": bool(positive)})
+    return sorted(rows, key=lambda row: (not row["positive"], -row["score"]))
+
+
+# ---- where it goes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Sizes in millimetres; the origin is the page's lower left corner."""
+
+    width: float
+    height: float
+    paper_left: float
+    paper_bottom: float
+    paper_width: float
+    paper_height: float
+    zero_lines: tuple  # height of each row's 0 mV on the page
+
+    @property
+    def trace_left(self):
+        return self.paper_left + _CALIBRATION_WIDTH
+
+    @classmethod
+    def for_rows(cls, rows, part, findings):
+        above = [max(strip.reach(+1) for strip in row) for row in rows]
+        below = [max(strip.reach(-1) for strip in row) for row in rows]
+        depths = [_up_to_5(above[0] + 5)]  # of the zero lines under the paper's upper edge, on its thick lines
+        for low, high in zip(below, above[1:], strict=False):
+            depths.append(depths[-1] + _up_to_5(max(low + high, 20.0)))
+        paper_height = depths[-1] + _up_to_5(below[-1])
+        paper_width = _CALIBRATION_WIDTH + _up_to_5(part.seconds * MM_PER_SECOND)
+        if findings is not None:
+            paper_height = max(paper_height, 60.0)
+        top = _MARGIN + _FOOTER + paper_height
+        return cls(
+            width=2 * _MARGIN + max(paper_width, 120.0) + (_PANEL_WIDTH if findings is not None else 0.0),
+            height=top + _HEADER + _MARGIN / 2,
+            paper_left=_MARGIN,
+            paper_bottom=_MARGIN + _FOOTER,
+            paper_width=paper_width,
+            paper_height=paper_height,
+            zero_lines=tuple(top - depth for depth in depths),
+        )
+
+
+def _up_to_5(length):
+    """Return the next multiple of 5 mm, so that zero lines lie on thick lines."""
+    return 5.0 * np.ceil(length / 5.0 - 1e-6)
+
+
+# ---- drawing -------------------------------------------------------------------------------------------------------------
+
+
+def _draw_paper(axes, page):
+    left, bottom, width, height = page.paper_left, page.paper_bottom, page.paper_width, page.paper_height
+    axes.add_patch(Rectangle((left, bottom), width, height, facecolor=_PAPER, edgecolor="none", zorder=0))
+    for spacing, colour, line_width, order in ((1.0, _THIN_LINE, 0.3, 1), (5.0, _THICK_LINE, 0.6, 2)):
+        upright = np.arange(0, width + 0.01, spacing) + left
+        across = np.arange(0, height + 0.01, spacing) + bottom
+        lines = [[(x, bottom), (x, bottom + height)] for x in upright] + [[(left, y), (left + width, y)] for y in across]
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=line_width, zorder=order, gid=f"grid-{spacing:g}mm"))
+
+
+def _draw_calibration(axes, left, zero):
+    """Draw 1 mV for 200 ms before the row."""
+    x = left + np.array([0, 2.5, 2.5, 7.5, 7.5, 10])
+    y = zero + MM_PER_MV * np.array([0, 0, 1, 1, 0, 0])
+    axes.plot(x, y, color=_INK, linewidth=0.8, solid_joinstyle="miter", zorder=5, gid="calibration")
+
+
+def _draw_strip(axes, page, strip, zero):
+    left = page.trace_left + strip.left
+    x = left + strip.step * np.arange(strip.height.size)
+    y = np.clip(strip.height, -_REACH[1], _REACH[1])
+    _draw_gaps(axes, strip, left, zero)
+    # the pale rim keeps crossing traces of neighbouring rows apart
+    rim = [withStroke(linewidth=2.2, foreground=_PAPER, alpha=0.85)]
+    axes.plot(x, zero + y, color=_INK, linewidth=0.8, zorder=4, gid=f"trace-{strip.lead_name}", path_effects=rim)
+    if strip.left > 0:
+        axes.plot([left, left], [zero - 4, zero + 4], color=_GREY, linewidth=0.8, zorder=3)
+    name = strip.lead_name + (" (cut at 4 mV)" if strip.is_cut else "")
+    height = min(max(_local_top(strip) + 2.0, 6.0), _REACH[1] - 3)
+    rim = [withStroke(linewidth=2.5, foreground=_PAPER)]
+    axes.text(left + 1.5, zero + height, name, fontsize=10, weight="bold", color=_INK, zorder=6, path_effects=rim)
+
+
+def _local_top(strip):
+    """Return how high the trace goes in its first 10 mm, where the lead's name stands."""
+    start = strip.height[: max(1, int(10.0 / strip.step))]
+    return float(np.nanmax(start, initial=0.0))
+
+
+def _draw_gaps(axes, strip, left, zero):
+    """Shade what has no value; say so where there is room."""
+    missing = np.concatenate([[0], np.isnan(strip.height).astype(int), [0]])
+    edges = np.flatnonzero(np.diff(missing))
+    for first, last in edges.reshape(-1, 2):
+        width = (last - first) * strip.step
+        if width < 1.0:
+            continue
+        where = (left + first * strip.step, zero - 5)
+        axes.add_patch(Rectangle(where, width, 10, facecolor="#d9d9d9", alpha=0.6, edgecolor="none", zorder=3, gid="gap"))
+        if width > 18:
+            axes.text(where[0] + width / 2, zero, "no signal", fontsize=8, color=_GREY, ha="center", va="center", zorder=6)
+
+
+def _draw_words(axes, page, part, record):
+    top = page.paper_bottom + page.paper_height
+    shown = f"{part.seconds:g} s"
+    if not part.is_whole:
+        total = f"{part.record_seconds:g} s" if part.record_seconds < 600 else f"{part.record_seconds / 60:.1f} min"
+        shown = f"first {part.seconds:g} s of {total}"
+        if part.start_seconds:
+            shown = f"{part.start_seconds:g} s to {part.start_seconds + part.seconds:g} s of {total}"
+    scale = f"{MM_PER_SECOND:g} mm/s   {MM_PER_MV:g} mm/mV   {part.sampling_rate:g} Hz   {shown}"
+    axes.text(page.paper_left, top + 3, scale, fontsize=9, color=_INK, gid="scale")
+    if is_simulated(record):
+        right = page.paper_left + page.paper_width
+        axes.text(right, top + 3, "SIMULATED, not a patient", fontsize=11, weight="bold", color=_ALERT, ha="right", gid="simulated")
+    warning = "Not a medical device. For research only: no diagnosis, no treatment may rest on this picture."
+    axes.text(page.paper_left, page.paper_bottom - 6, warning, fontsize=8, color=_GREY, gid="footer")
+
+
+def _draw_findings(axes, page, findings):
+    """Draw the table of findings to the right of the paper: positive ones first, as many as there is room for."""
+    left = page.paper_left + max(page.paper_width, 120.0) + 6
+    right = page.width - _MARGIN
+    y = page.paper_bottom + page.paper_height - 4
+    columns = {"score": right - 17.0, "threshold": right}
+    axes.text(left, y, "Findings", fontsize=11, weight="bold", color=_INK)
+    for name, x in columns.items():
+        axes.text(x, y, name, fontsize=8, color=_GREY, ha="right")
+    axes.plot([left, right], [y - 2, y - 2], color=_GREY, linewidth=0.6)
+    room = int((y - page.paper_bottom) / _PANEL_LINE) - 1
+    shown = findings if len(findings) <= room else findings[: room - 1]
+    for finding in shown:
+        y -= _PANEL_LINE
+        _draw_finding(axes, finding, left, y, columns)
+    if not findings:
+        axes.text(left, y - _PANEL_LINE, "none given", fontsize=9, color=_GREY)
+    if len(shown) < len(findings):
+        hidden = findings[len(shown) :]
+        positive = sum(finding["positive"] for finding in hidden)
+        note = f"and {len(hidden)} more" + (f", {positive} of them positive" if positive else ", none of them positive")
+        axes.text(left, y - _PANEL_LINE, note, fontsize=8, color=_GREY)
+
+
+def _draw_finding(axes, finding, left, y, columns):
+    colour, weight = (_ALERT, "bold") if finding["positive"] else (_INK, "normal")
+    if finding["positive"]:
+        axes.add_patch(Rectangle((left, y - 0.3), 2.2, 2.2, facecolor=_ALERT, edgecolor="none"))
+    label = _shortened(finding["label"], columns["score"] - 9.0 - left - 4.0, weight)
+    axes.text(left + 4, y, label, fontsize=9, weight=weight, color=colour, gid="finding")
+    axes.text(columns["score"], y, f"{finding['score']:.2f}", fontsize=9, weight=weight, color=colour, ha="right")
+    threshold = "-" if finding["threshold"] is None else f"{finding['threshold']:.2f}"
+    axes.text(columns["threshold"], y, threshold, fontsize=9, color=_GREY, ha="right")
+
+
+def _shortened(text, width, weight):
+    """Return `text`, cut with an ellipsis to `width` millimetres at 9 points."""
+    points = width / 25.4 * 72
+    if _text_width(text, weight) <= points:
+        return text
+    while text and _text_width(text + "…", weight) > points:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _text_width(text, weight):
+    return TextPath((0, 0), text.replace("$", "S"), size=9, prop={"weight": weight}).get_extents().width if text else 0.0

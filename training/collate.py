@@ -1,0 +1,173 @@
+"""From items of `ECGDataset` to a batch of tensors: window, shift, gain, noise, lead dropping, masks, padding.
+
+All randomness of an item follows from its own seed, (seed, epoch, index), and never from a global generator: a batch is
+the same after a restart, in any worker, at any moment. Items without a seed (evaluation) are not altered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+
+from .masking import mask_record
+
+LEAD_SUBSET_SIZES = (1, 2, 3, 6, 8)
+SEX_CODES = {"male": 0.0, "female": 1.0}
+EVAL_MASK_SEED = 20_240_917  # masks of evaluation are fixed, whatever the seed of the run
+_STREAMS = {"window": 0, "mask": 1, "leads": 2}  # one generator each, so that an option does not change the others
+
+
+@dataclass
+class AugmentationArguments:
+    """What training does to a record before the model sees it. All are off at 0."""
+
+    max_shift_seconds: float = 0.0  # the record starts up to this much later; what is cut off is gone
+    gain_range: float = 0.0  # all leads times a factor between 1 - this and 1 + this
+    noise_mv: float = 0.0  # white noise of a standard deviation up to this
+    lead_subset_probability: float = 0.0  # of a batch to keep only 1, 2, 3, 6 or 8 random leads: cheaper, too
+
+    def __post_init__(self):
+        for name in ("max_shift_seconds", "gain_range", "noise_mv", "lead_subset_probability"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)}: accepted are 0 (off) and above.")
+        if self.lead_subset_probability > 1 or self.gain_range >= 1:
+            raise ValueError("--lead_subset_probability must be at most 1, and --gain_range below 1.")
+
+
+class ECGCollator:
+    """Callable: list of items -> dictionary of tensors that the models' `forward` takes.
+
+    Args:
+        extractor: its `pad` makes the batch; its rate, patch size and window cut the records.
+        window_seconds (`float`): longer records are cut to this, at random where items have a seed, else in the middle.
+        augmentation: for items with a seed; None = none.
+        mask_ratio (`float`, *optional*): adds `bool_masked_pos`; None = no masks.
+        mask_pattern (`str`, *optional*): of all masks; None draws one a record.
+        with_demography (`bool`): adds `age` (years), `sex` (0 male, 1 female), `weight` (kg), NaN where unknown.
+    """
+
+    def __init__(
+        self,
+        extractor: AnyECGFeatureExtractor,
+        *,
+        window_seconds: float = 10.0,
+        augmentation: AugmentationArguments | None = None,
+        mask_ratio: float | None = None,
+        mask_pattern: str | None = None,
+        with_demography: bool = False,
+    ):
+        self.extractor = extractor
+        self.patch_size = int(extractor.patch_size)
+        self.window_patches = max(1, round(window_seconds * extractor.sampling_rate / self.patch_size))
+        self.augmentation = augmentation or AugmentationArguments()
+        self.mask_ratio, self.mask_pattern, self.with_demography = mask_ratio, mask_pattern, with_demography
+
+    def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+        """Return `input_values` `(B, L, T)`, `lead_ids` `(B, L)`, `attention_mask` `(B, L, P)` and what else was asked for."""
+        features = [self._features(item) for item in items]
+        self._drop_leads(features, items)
+        if self.mask_ratio is not None:
+            for feature, item in zip(features, items, strict=True):
+                feature["bool_masked_pos"] = self._hidden(feature, item)
+        batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self._pad(features).items()}
+        if "bool_masked_pos" in batch:
+            batch["bool_masked_pos"] = batch["bool_masked_pos"].bool()
+        if "labels" in items[0]:
+            batch["labels"] = torch.from_numpy(np.stack([np.asarray(item["labels"]) for item in items]))
+        return batch | (self._demography(items) if self.with_demography else {})
+
+    def _features(self, item: dict) -> dict[str, np.ndarray]:
+        """Return one record as the extractor's `pad` takes it: cut or shifted, in millivolt, altered where it has a seed."""
+        generator = _generator(item, "window")
+        steps, mask = self._window(item["steps"], item["mask"], generator)
+        values = steps * np.float32(item["step_mv"])
+        if generator is not None:
+            values = self._alter(values, mask, generator)
+        return {"input_values": values, "lead_ids": item["lead_ids"], "attention_mask": mask.astype(np.int64)}
+
+    def _window(self, steps: np.ndarray, mask: np.ndarray, generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return samples and mask of a window that begins at a patch, moved by a part of a patch where that is asked for."""
+        surplus = mask.shape[1] - self.window_patches
+        if surplus > 0:
+            first = surplus // 2 if generator is None else int(generator.integers(surplus + 1))
+            steps = steps[:, first * self.patch_size : (first + self.window_patches) * self.patch_size]
+            mask = mask[:, first : first + self.window_patches]
+        if generator is None or self.augmentation.max_shift_seconds == 0:
+            return steps, mask
+        return self._shift(steps, mask, generator)
+
+    def _shift(self, steps: np.ndarray, mask: np.ndarray, generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return the record begun `shift` samples later: the end is filled with zeros, as the extractor does.
+
+        A new patch counts as real where the patches that it is made of are; the last one, of which a part is missing,
+        where at least half of it is there.
+        """
+        limit = round(self.augmentation.max_shift_seconds * self.extractor.sampling_rate)
+        shift = int(generator.integers(min(limit, steps.shape[1] - self.patch_size) + 1))
+        whole, part = divmod(shift, self.patch_size)
+        moved = np.zeros_like(steps)
+        moved[:, : steps.shape[1] - shift] = steps[:, shift:]
+        shifted = np.zeros_like(mask)
+        shifted[:, : mask.shape[1] - whole] = mask[:, whole:]
+        if part:
+            shifted[:, : mask.shape[1] - whole - 1] &= mask[:, whole + 1 :]
+            if part > self.patch_size // 2:
+                shifted[:, mask.shape[1] - whole - 1] = 0
+        if not shifted.any():  # hardly anything usable: leave such a record in place
+            return steps, mask
+        moved = moved * np.repeat(shifted, self.patch_size, axis=1).astype(moved.dtype)
+        return moved, shifted
+
+    def _alter(self, values: np.ndarray, mask: np.ndarray, generator) -> np.ndarray:
+        options = self.augmentation
+        if options.gain_range:
+            values = values * np.float32(generator.uniform(1 - options.gain_range, 1 + options.gain_range))
+        if options.noise_mv:
+            amplitude = np.float32(generator.uniform(0, options.noise_mv))
+            noise = generator.standard_normal(values.shape, dtype=np.float32) * amplitude
+            values = values + noise * np.repeat(mask, self.patch_size, axis=1)
+        return values
+
+    def _drop_leads(self, features: list[dict], items: Sequence[dict]) -> None:
+        """Remove leads from a whole batch: the first item's seed says whether and how many, each item's own says which."""
+        probability = self.augmentation.lead_subset_probability
+        first = _generator(items[0], "leads")
+        if first is None or probability == 0 or first.random() >= probability:
+            return
+        num_kept = int(first.choice(LEAD_SUBSET_SIZES))
+        for feature, item in zip(features, items, strict=True):
+            usable = np.flatnonzero(feature["attention_mask"].any(axis=1))
+            if len(usable) > num_kept:
+                kept = np.sort(_generator(item, "leads").permutation(usable)[:num_kept])
+                feature.update({name: value[kept] for name, value in feature.items()})
+
+    def _hidden(self, feature: dict, item: dict) -> np.ndarray:
+        generator = _generator(item, "mask") or np.random.default_rng((EVAL_MASK_SEED, item["index"]))
+        pattern = item.get("mask_pattern") or self.mask_pattern
+        return mask_record(feature["attention_mask"], generator, ratio=self.mask_ratio, pattern=pattern)
+
+    def _pad(self, features: list[dict]) -> dict[str, np.ndarray]:
+        shapes = {feature["input_values"].shape for feature in features}
+        if len(shapes) == 1:  # the extractor's `pad` would do the same, at twice the time
+            return {name: np.stack([feature[name] for feature in features]) for name in features[0]}
+        return dict(self.extractor.pad(features))
+
+    def _demography(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
+        def number(value) -> float:
+            return float("nan") if value is None else float(value)
+
+        return {
+            "age": torch.tensor([number(item["age"]) for item in items]),
+            "sex": torch.tensor([SEX_CODES.get(item["sex"], float("nan")) for item in items]),
+            "weight": torch.tensor([number(item["weight"]) for item in items]),
+        }
+
+
+def _generator(item: dict, stream: str) -> np.random.Generator | None:
+    """Return the item's generator for one kind of randomness, None for an item of an evaluation."""
+    return None if item["seed"] is None else np.random.default_rng((*item["seed"], _STREAMS[stream]))

@@ -1,0 +1,42 @@
+"""Corpora: each file lists the records of one kind of folder as `RecordEntry`; `list_records` finds out which kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .entry import RecordEntry
+from .ptb_xl import is_packed, is_published, list_packed, list_published
+from .wfdb_folder import list_wfdb_folder
+
+__all__ = ["RecordEntry", "list_records"]
+
+
+def list_records(folder: str | Path) -> list[RecordEntry]:
+    """Return the records below `folder`, in a fixed order, without reading their signals.
+
+    Args:
+        folder: one of
+            - PTB-XL as published: `ptbxl_database.csv` beside `records100/` or `records500/` (or a folder that holds
+              a single sub-folder of this kind);
+            - packed Parquet files, `fold-*.parquet` or `records.parquet`, leads as FLAC;
+            - any folder of WFDB records (`*.hea`), searched through all its levels.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: nothing in it is understood.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--data {folder}: there is no such folder.")
+    published = next((place for place in (folder, folder / "ptb-xl") if is_published(place)), None)
+    if published is not None:
+        return list_published(published)
+    if is_packed(folder):
+        return list_packed(folder)
+    entries = list_wfdb_folder(folder)
+    if not entries:
+        raise ValueError(
+            f"--data {folder}: no records found. Accepted: PTB-XL as published (ptbxl_database.csv), packed Parquet "
+            "files (fold-*.parquet, records.parquet), or WFDB records (*.hea) at any depth."
+        )
+    return entries

@@ -1,0 +1,189 @@
+"""From a record's diagnosis codes to a training target. The only place where a diagnosis code is written is `label_maps/`.
+
+Tasks (`--task`):
+    statements        71 PTB-XL statements, multi label; every key counts whatever its likelihood (Strodthoff et al.)
+    superclass        NORM, MI, STTC, CD, HYP, multi label; records without a diagnostic statement are dropped
+    superclass_single the same five, single label: only records with exactly one of them
+    diagnostic, form, rhythm, subclass   the other PTB-XL groupings, multi label, records without any dropped
+    codes             multi label over all codes that occur in at least `min_positives` training records: for the `Dx`
+                      codes of any WFDB folder
+    age               regression, years (standardised for training, folded back into the head afterwards)
+    sex               single label: male, female
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+LABEL_MAPS = Path(__file__).parent / "label_maps"
+SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Statement:
+    code: str
+    description: str
+    kinds: tuple[str, ...]  # of "diagnostic", "form", "rhythm"
+    superclass: str | None
+    subclass: str | None
+
+
+@cache
+def ptb_xl_statements() -> tuple[Statement, ...]:
+    """Return the 71 statements of PTB-XL in the order of `label_maps/ptb_xl_statements.csv`, which is that of the labels."""
+    with open(LABEL_MAPS / "ptb_xl_statements.csv", newline="") as file:
+        return tuple(
+            Statement(
+                row["code"], row["description"], tuple(row["kinds"].split("+")), row["superclass"] or None, row["subclass"] or None
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+@cache
+def groups_of(kind: str) -> dict[str, tuple[str, ...]]:
+    """Return for each PTB-XL code the labels it stands for when labels are "superclass" or "subclass"."""
+    return {
+        statement.code: (getattr(statement, kind),) if getattr(statement, kind) else ()
+        for statement in ptb_xl_statements()
+    }
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted: `names` in the order of the logits, and the target of a record.
+
+    `encode(row)` takes a dictionary with `codes`, `age`, `sex` and returns the target, or None for a record that the
+    task drops. Targets are float32 `(num_labels,)` for multi label and regression, an int for single label.
+    """
+
+    name: str
+    problem_type: str
+    names: tuple[str, ...]
+    encode: Callable[[dict], np.ndarray | int | None]
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+
+def build_task(name: str, train_codes: Sequence[Sequence[str]] = (), *, min_positives: int = 20) -> Task:
+    """Return the task called `name`.
+
+    Args:
+        train_codes: codes of the training records; only "codes" looks at them, to find out which labels there are.
+        min_positives (`int`): for "codes", how many training records a label needs.
+
+    Raises:
+        ValueError: unknown task, or no code occurs often enough.
+    """
+    if name in _PTB_XL_TASKS:
+        return _PTB_XL_TASKS[name]()
+    if name == "codes":
+        return _codes_task(train_codes, min_positives)
+    if name == "age":
+        return Task(name, REGRESSION, ("age",), lambda row: None if row["age"] is None else np.float32([row["age"]]))
+    if name == "sex":
+        return Task(name, SINGLE, ("male", "female"), lambda row: {"male": 0, "female": 1}.get(row["sex"]))
+    known = ", ".join([*_PTB_XL_TASKS, "codes", "age", "sex"])
+    raise ValueError(f"--task {name!r} is unknown. Accepted: {known}.")
+
+
+def encode_all(task: Task, rows: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Return `(targets, kept)`: targets of the records that the task keeps, and their indices among `rows`.
+
+    Raises:
+        ValueError: the task keeps no record at all (other codes than the task knows).
+    """
+    encoded = [task.encode(row) for row in rows]
+    kept = np.array([index for index, target in enumerate(encoded) if target is not None], dtype=int)
+    if len(kept) == 0:
+        seen = Counter(code for row in rows for code in row["codes"]).most_common(5)
+        raise ValueError(
+            f"Task {task.name!r}: none of {len(rows)} records has a target. Its labels are {task.names[:5]}..., the "
+            f"records carry {[code for code, _ in seen]}. For other corpora use --task codes."
+        )
+    return np.stack([np.asarray(encoded[index]) for index in kept]), kept
+
+
+def _multi_hot_task(name: str, names: Sequence[str], labels_of: Callable[[str], Sequence[str]], *, keep_empty: bool) -> Task:
+    index = {label: position for position, label in enumerate(names)}
+
+    def encode(row: dict) -> np.ndarray | None:
+        target = np.zeros(len(names), dtype=np.float32)
+        for code in row["codes"]:
+            for label in labels_of(code):
+                if label in index:
+                    target[index[label]] = 1.0
+        return target if keep_empty or target.any() else None
+
+    return Task(name, MULTI, tuple(names), encode)
+
+
+def _statements_task() -> Task:
+    names = [statement.code for statement in ptb_xl_statements()]
+    return _multi_hot_task("statements", names, lambda code: (code,), keep_empty=False)
+
+
+def _kind_task(kind: str) -> Task:
+    names = [statement.code for statement in ptb_xl_statements() if kind in statement.kinds]
+    return _multi_hot_task(kind, names, lambda code: (code,), keep_empty=False)
+
+
+def _group_task(kind: str) -> Task:
+    groups = groups_of(kind)
+    names = SUPERCLASSES if kind == "superclass" else sorted({label for labels in groups.values() for label in labels})
+    return _multi_hot_task(kind, names, lambda code: groups.get(code, ()), keep_empty=False)
+
+
+def _single_superclass_task() -> Task:
+    group = _group_task("superclass")
+
+    def encode(row: dict) -> int | None:
+        target = group.encode(row)
+        return int(target.argmax()) if target is not None and target.sum() == 1 else None
+
+    return Task("superclass_single", SINGLE, SUPERCLASSES, encode)
+
+
+_PTB_XL_TASKS: dict[str, Callable[[], Task]] = {
+    "statements": _statements_task,
+    "superclass": lambda: _group_task("superclass"),
+    "superclass_single": _single_superclass_task,
+    "subclass": lambda: _group_task("subclass"),
+    "diagnostic": lambda: _kind_task("diagnostic"),
+    "form": lambda: _kind_task("form"),
+    "rhythm": lambda: _kind_task("rhythm"),
+}
+
+
+def _codes_task(train_codes: Sequence[Sequence[str]], min_positives: int) -> Task:
+    counts = Counter(code for codes in train_codes for code in set(codes))
+    names = sorted(code for code, count in counts.items() if count >= min_positives)
+    if not names:
+        raise ValueError(
+            f"--task codes: no code occurs in {min_positives} or more training records (seen: {counts.most_common(3)}). "
+            "Lower --min_positives or give more records."
+        )
+    return _multi_hot_task("codes", names, lambda code: (code,), keep_empty=True)
+
+
+def superclass_members(names: Sequence[str]) -> dict[str, list[int]]:
+    """Return for each superclass the positions in `names` (statement codes) of its diagnostic statements."""
+    groups = groups_of("superclass")
+    return {
+        group: [position for position, code in enumerate(names) if group in groups.get(code, ())] for group in SUPERCLASSES
+    }
