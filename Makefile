@@ -48,8 +48,8 @@ define install
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(@D) (once; a few minutes) ..."
 	@$(PYTHON) -m venv $(@D)
-	@$(@D)/bin/python -m pip install -qq -c $(1) "$(TORCH)"
-	@$(@D)/bin/python -m pip install -qq -c $(1) -e ".[dev]"
+	$(@D)/bin/python -m pip install -qq -c $(1) "$(TORCH)"
+	$(@D)/bin/python -m pip install -qq -c $(1) -e ".[dev]"
 	@touch $@
 endef
 

@@ -187,11 +187,11 @@ class AnyECGQuantizerConfig(_PresetMixin, PreTrainedConfig):
     num_lead_ids: int = 16
     input_scale_mv: float | int = 0.5
     stem_scope: str = "patch"
-    stem_channels: list[int] | tuple[int, ...] = (32, 48, 64)
-    stem_kernel_sizes: list[int] | tuple[int, ...] = (25, 6, 6)
-    stem_strides: list[int] | tuple[int, ...] = (5, 2, 2)
+    stem_channels: list[int] | tuple[int, ...] = (32, 32, 32)
+    stem_kernel_sizes: list[int] | tuple[int, ...] = (25, 6, 5)
+    stem_strides: list[int] | tuple[int, ...] = (5, 2, 1)
     stem_norm_groups: int = 4
-    stem_bins: int = 5
+    stem_bins: int = 30
     codebook_size: int = 1024
     codebook_dim: int = 32
     codebook_update: str = "ema"
@@ -210,8 +210,8 @@ class AnyECGQuantizerConfig(_PresetMixin, PreTrainedConfig):
     @classmethod
     def presets(cls):
         return {
-            "tiny": _size(64, 2, 1, num_decoder_layers=1, codebook_size=256),
-            "small": _size(128, 4, 2, num_decoder_layers=2),
+            "tiny": _size(64, 2, 1, num_decoder_layers=1, codebook_size=256, initializer_range=0.05),
+            "small": _size(128, 4, 2, num_decoder_layers=2, initializer_range=0.05),
             "medium": _size(384, 4, 6, codebook_size=4096, codebook_dim=64),
             "base": _size(768, 4, 12, codebook_size=8192, codebook_dim=64),
             "large": _size(1024, 4, 16, codebook_size=8192, codebook_dim=64),

@@ -1,19 +1,20 @@
-# Copyright 2025 The anyecg-hf authors.
-# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""AnyECGFeatureExtractor: from a record in any rate, unit and order of leads to `input_values`, `lead_ids`, `attention_mask`.
+"""AnyECGFeatureExtractor: records of any rate, unit and order of leads to `input_values`, `lead_ids`, `attention_mask`.
 
-Needs no torch. It is saved beside every checkpoint (`preprocessor_config.json`) and owns rate, band, units, leads and window.
+Needs no torch. Saved beside every checkpoint (`preprocessor_config.json`), it owns rate, band, units, leads and window.
 """
 
 import dataclasses
 import difflib
+import inspect
 import math
 
 import numpy as np
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .leads import LEAD_IDS, STANDARD_LEADS, resolve_lead_name, resolve_lead_names
+from .leads import LEAD_IDS, STANDARD_LEADS, resolve_lead_names
+from .record_input import as_list_of_records, check_record
 from .signal_ops import (
+    FLAT_STD_MV,
     UNUSABLE,
     QualityFlag,
     bandpass,
@@ -24,35 +25,36 @@ from .signal_ops import (
     quality_flags,
     resample,
     saturated_samples,
-    to_millivolt,
     warn_once,
 )
 
 # Keys that the library writes into preprocessor_config.json or hands to the constructor on its own account.
-_LIBRARY_KEYS = {"feature_extractor_type", "auto_map", "processor_class", "custom_pipelines", "_name_or_path", "name_or_path"}
-_FILL = {"lead_ids": 0, "attention_mask": 0, "quality": int(QualityFlag.PADDING), "rhythm_codes": -100, "bool_masked_pos": 0}
-
-
-@dataclasses.dataclass
-class _Recording:
-    """One record as handed over: nothing checked but that each part is there."""
-
-    signal: np.ndarray
-    sampling_rate: float | None
-    lead_names: list[str] | None
-    units: str | list[str] | None
-    name: str | None = None
-    may_hold_other_signals: bool = False  # a Record may: respiration, pressure ...; in an array an unknown name is a slip
+_LIBRARY_KEYS = {
+    "feature_extractor_type",
+    "auto_map",
+    "processor_class",
+    "custom_pipelines",
+    "_name_or_path",
+    "name_or_path",
+}
+_FILL = {
+    "lead_ids": 0,
+    "attention_mask": 0,
+    "quality": int(QualityFlag.PADDING),
+    "rhythm_codes": -100,
+    "bool_masked_pos": 0,
+}
 
 
 @dataclasses.dataclass
 class _Prepared:
-    """A record in the model's leads: filtered whole at the model's rate, and what its own samples say of their quality."""
+    """A record in the model's leads, filtered whole at the model's rate, and what its own samples say of quality."""
 
     values: np.ndarray  # (leads, samples at the model's rate), mV, filtered
     filled: np.ndarray  # (leads, samples at the record's rate), mV, gaps bridged, not filtered
     missing: np.ndarray  # bool, as `filled`
     saturated: np.ndarray  # bool, as `filled`
+    is_flat: np.ndarray  # bool (leads,): the whole lead is flat
     step: float  # samples of the record per sample of the model
     lead_names: list[str]
     name: str | None
@@ -63,17 +65,18 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
 
     Order of work: units to mV; gaps (NaN) bridged for the filters only; resampled to the model's rate; zero-phase
     band-pass; limited to `±clip_mv`; cut into patches of `patch_size`. A patch with a gap and a flat patch are masked
-    (`attention_mask` 0, samples 0). A last patch of which less than half is there is left out, otherwise filled up with 0.
+    (`attention_mask` 0, samples 0). A last patch of which less than half is there is left out, else filled up with 0.
 
     Args:
         sampling_rate (`int` or `float`): Hz, the model's rate.
         patch_size (`int`): samples of a patch at that rate.
-        lowcut_hz, highcut_hz (`float` or `None`): corners of the band-pass; `None` leaves a side open. 40 Hz makes records
-            of 100 Hz and of 500 Hz look the same to a model.
+        lowcut_hz, highcut_hz (`float` or `None`): corners of the band-pass; `None` leaves a side open. 40 Hz makes
+            records of 100 Hz and of 500 Hz look the same to a model.
         lowcut_order, highcut_order (`int`): orders of the Butterworth filter at the corners.
         clip_mv (`float` or `None`): larger values are limited to this (mV).
         window_seconds, hop_seconds (`float`): how `windows` cuts long records; `hop_seconds=None` is half a window.
-        lead_names (sequence of `str`): standard names of the leads that the model takes; others are left out with a warning.
+        lead_names (sequence of `str`): standard names of the leads that the model takes; others are left out and
+            a warning says so.
         padding_value (`float`): value of absent leads and times; masked in any case.
 
     Raises:
@@ -152,10 +155,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             TypeError: `record` is none of the above.
         """
         given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
-        records = list(record) if _is_many(record) else [record]
-        if not records:
-            raise ValueError("An empty list of records; pass at least one record.")
-        items = [self._item(self._prepare(_recording(one, given), lead_aliases)) for one in records]
+        items = [self._item(self._prepare(one, lead_aliases, **given)) for one in as_list_of_records(record)]
         if not return_quality:
             for item in items:
                 del item["quality"]
@@ -180,7 +180,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             As `__call__`.
         """
         given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
-        prepared = self._prepare(_recording(record, given), lead_aliases)
+        prepared = self._prepare(record, lead_aliases, **given)
         items, kept = [], []
         for start in self._window_starts(prepared.values.shape[1]):
             item = self._item(prepared, start=start, num_samples=self._window_samples, may_be_empty=True)
@@ -195,11 +195,11 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         return items, np.array(kept) / self.sampling_rate
 
     def pad(self, features, return_tensors=None):
-        """Return a batch of items: leads filled up to the largest count (`lead_ids` 0), time to the longest, masks to match.
+        """Return a batch of items: leads filled up to the largest count (`lead_ids` 0), time to the longest, masks too.
 
         Args:
-            features (list of dicts): unbatched items as `windows` gives them, or rows of a data set; `attention_mask` may
-                be absent. `quality`, `rhythm_codes`, `bool_masked_pos` are padded too, all else is stacked as it is.
+            features (list of dicts): unbatched items as `windows` gives them, or rows of a data set; `attention_mask`
+                may be absent. `quality`, `rhythm_codes`, `bool_masked_pos` are padded too, all else is stacked.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; NumPy arrays without it.
 
         Returns:
@@ -229,37 +229,36 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             batch[key] = np.stack(arrays)
         return BatchFeature(batch, tensor_type=return_tensors)
 
-    def _prepare(self, recording, lead_aliases):
+    def _prepare(self, record, lead_aliases, **given):
         """Check one record and filter it whole."""
-        signal = _checked_signal(recording)
-        rate = check_sampling_rate(recording.sampling_rate, recording.name)
-        rows, names = self._choose_leads(recording, len(signal), lead_aliases)
-        units = _checked_units(recording, len(signal))
-        _refuse_infinite(signal[rows], names, recording.name)
-        self._refuse_short(signal.shape[1], rate, recording.name)
-        signal = to_millivolt(signal[rows], [units[row] for row in rows], recording.name)
-        filled = fill_gaps(signal)
-        values = resample(filled, rate, self.sampling_rate)
-        values = bandpass(
-            values,
+        record = check_record(record, self.lead_names, given, lead_aliases)
+        self._refuse_short(record)
+        filled = fill_gaps(record.signal)
+        missing = np.isnan(record.signal)
+        return _Prepared(
+            values=self._filter(filled, record),
+            filled=filled,
+            missing=missing,
+            saturated=saturated_samples(filled, record.sampling_rate),
+            is_flat=(filled.std(axis=1) < FLAT_STD_MV) & ~missing.any(axis=1),
+            step=record.sampling_rate / self.sampling_rate,
+            lead_names=record.lead_names,
+            name=record.name,
+        )
+
+    def _filter(self, filled, record):
+        """Return `filled` at the model's rate and in its band."""
+        return bandpass(
+            resample(filled, record.sampling_rate, self.sampling_rate),
             self.sampling_rate,
             self.lowcut_hz,
             self.highcut_hz,
             lowcut_order=self.lowcut_order,
             highcut_order=self.highcut_order,
         )
-        return _Prepared(
-            values,
-            filled,
-            np.isnan(signal),
-            saturated_samples(filled, rate),
-            rate / self.sampling_rate,
-            names,
-            recording.name,
-        )
 
     def _item(self, prepared, *, start=0, num_samples=None, may_be_empty=False):
-        """Return one unbatched item: the samples from `start` on, cut into patches, the unusable ones masked and emptied."""
+        """Return one unbatched item: the samples from `start` on, in patches, unusable ones masked and emptied."""
         stop = min(prepared.values.shape[1], start + (num_samples or prepared.values.shape[1]))
         num_patches = max(1, math.floor((stop - start) / self.patch_size + 0.5))
         values = np.zeros((len(prepared.values), num_patches * self.patch_size), np.float32)
@@ -274,7 +273,10 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         if not usable.any():
             if not may_be_empty:
                 raise ValueError(_nothing_usable(prepared))
-            warn_once("window", f"{_where(prepared.name)}nothing usable from {start / self.sampling_rate:g} s on; window left out.")
+            warn_once(
+                "window",
+                f"{_where(prepared.name)}nothing usable from {start / self.sampling_rate:g} s on; window left out.",
+            )
             return None
         _warn_of_unusable_leads(usable, flags, prepared)
         patches[~usable] = 0.0
@@ -292,42 +294,15 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         edges = np.ceil(np.minimum(edges, stop) * prepared.step - 1e-6).astype(np.int64)
         edges = np.minimum(edges, prepared.filled.shape[1])
         flags = quality_flags(prepared.filled, prepared.missing, prepared.saturated, edges)
+        flags[prepared.is_flat] |= int(QualityFlag.FLAT)
         return flags
 
-    def _choose_leads(self, recording, num_rows, lead_aliases):
-        """Return the rows of the record that the model takes, and their standard names."""
-        given, where = recording.lead_names, _where(recording.name)
-        if given is None:
-            raise ValueError(
-                f"{where}no lead names given, and the order of leads is never assumed. "
-                f'Pass lead_names=["I", "II", ...], one per row ({num_rows}), or a Record (read_record gives one).'
-            )
-        if not isinstance(given, str) and len(given) != num_rows:
-            transposed = len(given) == recording.signal.shape[1]
-            hint = "The signal looks transposed: pass signal.T." if transposed else "Pass one name per row."
-            raise ValueError(f"{where}{len(given)} lead names for {num_rows} rows (signal {recording.signal.shape}). {hint}")
-        rows = range(num_rows)
-        if recording.may_hold_other_signals:
-            rows = [row for row in rows if _is_lead(given[row], lead_aliases)]
-            given = [given[row] for row in rows]
-        names = resolve_lead_names(given, lead_aliases, recording.name)
-        chosen = [(row, name) for row, name in zip(rows, names, strict=True) if name in self.lead_names]
-        left_out = sorted(set(range(num_rows)) - {row for row, _ in chosen})
-        left_out = [recording.lead_names[row] for row in left_out]
-        if not chosen:
-            raise ValueError(
-                f"{where}none of its signals ({', '.join(left_out) or 'none'}) is a lead that the model takes: "
-                f"{', '.join(self.lead_names)}. Pass lead_aliases={{...}} if one of them is."
-            )
-        if left_out:
-            warn_once(("left out", *left_out), f"{where}left out, not among the model's leads: {', '.join(left_out)}.")
-        return [row for row, _ in chosen], [name for _, name in chosen]
-
-    def _refuse_short(self, num_samples, rate, name):
+    def _refuse_short(self, record):
+        num_samples, rate = record.signal.shape[1], record.sampling_rate
         if math.floor(num_samples * self.sampling_rate / rate + 0.5) < self.patch_size:
             raise ValueError(
-                f"{_where(name)}{num_samples} samples at {rate:g} Hz last {num_samples / rate:.3g} s; at least one patch of "
-                f"{self.patch_size / self.sampling_rate:g} s is needed. Check sampling_rate, or give a longer record."
+                f"{_where(record.name)}{num_samples} samples at {rate:g} Hz last {num_samples / rate:.3g} s; at least "
+                f"one patch of {self.patch_size / self.sampling_rate:g} s is needed. Check sampling_rate, or give more."
             )
 
     @property
@@ -348,30 +323,39 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         num_patches, rest = divmod(values.shape[-1], self.patch_size)
         if values.ndim != 2 or rest or len(item["lead_ids"]) != len(values):
             raise ValueError(
-                f"Item with input_values {values.shape} and {len(item['lead_ids'])} lead_ids; needed: (leads, samples), samples "
-                f"a multiple of {self.patch_size}, one id per lead. Pass items as `windows` gives them, without a batch axis."
+                f"Item with input_values {values.shape} and {len(item['lead_ids'])} lead_ids; needed: (leads, "
+                f"samples), samples a multiple of {self.patch_size}, one id per lead. Pass unbatched items."
             )
         item["input_values"] = values
         item["lead_ids"] = np.asarray(item["lead_ids"], np.int64)
         mask = item.get("attention_mask")
         item["attention_mask"] = np.asarray(np.ones((len(values), num_patches)) if mask is None else mask, np.int64)
+        if item["attention_mask"].shape != (len(values), num_patches):
+            raise ValueError(
+                f"Item with attention_mask {item['attention_mask'].shape} for input_values {values.shape}; "
+                f"needed: {(len(values), num_patches)}, one entry per lead and patch of {self.patch_size} samples."
+            )
         return item
 
     def _refuse_unknown(self, kwargs):
         unknown = [key for key in kwargs if key not in _LIBRARY_KEYS]
         if unknown:
-            options = [name for name in AnyECGFeatureExtractor.__init__.__code__.co_varnames[1:12]]
+            parameters = inspect.signature(type(self).__init__).parameters.values()
+            options = [each.name for each in parameters if each.name != "self" and each.kind is not each.VAR_KEYWORD]
             close = difflib.get_close_matches(unknown[0], options, n=1)
             hint = f' Did you mean "{close[0]}"?' if close else ""
             raise TypeError(
-                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}.{hint} Options: {', '.join(options)}."
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}.{hint} "
+                f"Options: {', '.join(options)}."
             )
 
     def _check_options(self):
         check_sampling_rate(self.sampling_rate)
         check_band(self.sampling_rate, self.lowcut_hz, self.highcut_hz)
         for name in ("patch_size", "lowcut_order", "highcut_order"):
-            _require(isinstance(getattr(self, name), int) and getattr(self, name) > 0, self, name, "a whole number above 0")
+            _require(
+                isinstance(getattr(self, name), int) and getattr(self, name) > 0, self, name, "a whole number above 0"
+            )
         _require(self.clip_mv is None or self.clip_mv > 0, self, "clip_mv", "millivolt above 0, or None")
         _require(bool(self.lead_names), self, "lead_names", "at least one lead")
         whole = self._window_samples > 0 and self._window_samples % self.patch_size == 0
@@ -383,106 +367,6 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
 def _require(condition, extractor, name, accepted):
     if not condition:
         raise ValueError(f"{type(extractor).__name__}: {name}={getattr(extractor, name)!r}; accepted: {accepted}.")
-
-
-def _is_many(record):
-    """A list of records - and not one record as a list of rows, which holds numbers two levels down."""
-    if not isinstance(record, (list, tuple)):
-        return False
-    if not record:
-        return True
-    first = record[0]
-    if isinstance(first, (list, tuple)):
-        return len(first) > 0 and isinstance(first[0], (list, tuple, np.ndarray))
-    return not np.isscalar(first) and getattr(first, "ndim", 2) != 1
-
-
-def _recording(record, given):
-    """Return the parts of one record, from itself or from the call; a contradiction is an error."""
-    if isinstance(record, dict):
-        signal = record.get("signal", record.get("array"))
-        brought = {key: record.get(key) for key in given}
-        name = record.get("record_name")
-        if signal is None:
-            raise ValueError(
-                f'{_where(name)}a dict with keys {sorted(map(str, record))}; needed: "signal" (or "array"), "sampling_rate", '
-                '"lead_names", "units".'
-            )
-    elif all(hasattr(record, part) for part in ("signal", "sampling_rate", "lead_names", "units")):
-        signal, name = record.signal, getattr(record, "record_name", None)
-        brought = {key: getattr(record, key) for key in given}
-    elif isinstance(record, (str, bytes)) or hasattr(record, "__fspath__"):
-        raise TypeError(f"{record!r} is a path; read it first: extractor(read_record(path)). The pipelines take paths.")
-    else:
-        signal, name, brought = record, None, dict.fromkeys(given)
-    parts = {key: _one_of(brought[key], given[key], key, name) for key in given}
-    is_record = not isinstance(record, dict) and hasattr(record, "signal")
-    return _Recording(_as_array(signal, name), **parts, name=name, may_hold_other_signals=is_record)
-
-
-def _one_of(brought, given, key, name):
-    if brought is None or given is None:
-        return given if brought is None else brought
-    same = brought == given if np.isscalar(brought) and np.isscalar(given) else list(brought) == list(given)
-    if not same:
-        raise ValueError(
-            f"{_where(name)}{key} is {brought!r} in the record and {given!r} in the call. Leave it out of the call, or correct one."
-        )
-    return brought
-
-
-def _as_array(signal, name):
-    if isinstance(signal, np.ma.MaskedArray):
-        signal = signal.astype(np.float64).filled(np.nan)
-    try:
-        return np.asarray(signal)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{_where(name)}the signal is no array: its rows differ in length, or are no numbers ({error}).") from None
-
-
-def _checked_signal(recording):
-    signal, where = recording.signal, _where(recording.name)
-    if signal.dtype.kind not in "iuf":
-        raise ValueError(f"{where}the signal holds {signal.dtype}; needed: integers or floats (NaN for no value).")
-    if signal.ndim != 2:
-        hint = {1: "One lead: pass signal[None] with one lead name.", 3: "Several records: pass list(signal)."}
-        raise ValueError(
-            f"{where}signal of shape {signal.shape}; needed: (num_leads, num_samples). {hint.get(signal.ndim, '')}"
-        )
-    if signal.size == 0:
-        raise ValueError(f"{where}the signal is empty, shape {signal.shape}; needed: at least one lead and one patch.")
-    return signal
-
-
-def _checked_units(recording, num_rows):
-    units = recording.units
-    if units is None:
-        raise ValueError(
-            f'{_where(recording.name)}no units given; microvolt and millivolt differ by 1000. Pass units="mV", "uV", "V" or "nV".'
-        )
-    if isinstance(units, str):
-        return [units] * num_rows
-    if len(units) != num_rows:
-        raise ValueError(f"{_where(recording.name)}{len(units)} units for {num_rows} rows; pass one for all, or one per row.")
-    return list(units)
-
-
-def _refuse_infinite(signal, names, name):
-    infinite = np.isinf(signal)
-    if infinite.any():
-        lead, sample = np.argwhere(infinite)[0]
-        raise ValueError(
-            f"{_where(name)}lead {names[lead]} is infinite at sample {sample} ({infinite.sum()} such values in all). "
-            "Put NaN where there is no value; an infinite one means that something went wrong before."
-        )
-
-
-def _is_lead(name, lead_aliases):
-    try:
-        resolve_lead_name(name, lead_aliases)
-    except ValueError:
-        return False
-    return True
 
 
 def _warn_of_unusable_leads(usable, flags, prepared):
@@ -501,7 +385,10 @@ def _nothing_usable(prepared):
         f"{name} {np.mean(missing):.0%} missing, range {span:.3g} mV"
         for name, missing, span in zip(prepared.lead_names, prepared.missing, ranges, strict=True)
     ]
-    return f"{_where(prepared.name)}nothing usable: every patch is missing or flat ({'; '.join(leads)}). Check the file and units."
+    return (
+        f"{_where(prepared.name)}nothing usable: every patch is missing or flat ({'; '.join(leads)}). "
+        "Check the file and its units."
+    )
 
 
 def _filled_up(array, shape, fill):
@@ -509,7 +396,9 @@ def _filled_up(array, shape, fill):
     if array.shape == shape:
         return array
     if array.ndim != len(shape) or any(have > want for have, want in zip(array.shape, shape, strict=True)):
-        raise ValueError(f"An array of shape {array.shape} in a batch of {shape} (leads, patches or samples); they do not fit.")
+        raise ValueError(
+            f"An array of shape {array.shape} in a batch of {shape} (leads, patches or samples); they do not fit."
+        )
     out = np.full(shape, fill, array.dtype)
     out[tuple(slice(size) for size in array.shape)] = array
     return out

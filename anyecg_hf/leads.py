@@ -1,6 +1,4 @@
-# Copyright 2025 The anyecg-hf authors.
-# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Lead names: their one spelling, their ids, the aliases that are understood, and the limb leads that follow from I and II."""
+"""Lead names: their one spelling, their ids, the aliases understood, and the limb leads that follow from I and II."""
 
 import re
 import unicodedata
@@ -72,7 +70,7 @@ def resolve_lead_names(names, lead_aliases=None, record=None):
     for given, name in zip(names, resolved, strict=True):
         if name in first_with:
             raise ValueError(
-                f'{_where(record)}leads "{first_with[name]}" and "{given}" are both lead {name}; a lead may occur once. '
+                f'{_where(record)}leads "{first_with[name]}" and "{given}" are both lead {name}; each may occur once. '
                 "Leave one of the two rows out, or rename it with lead_aliases={...} if it is another lead."
             )
         first_with[name] = given
@@ -92,18 +90,19 @@ def derive_limb_leads(signal, lead_names):
     Raises:
         ValueError: I or II is absent, or names and rows do not match.
 
-    Source: Einthoven's law and Goldberger's definitions: III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2.
+    Source: Einthoven's law, Goldberger's definitions: III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2.
     """
     signal, lead_names = np.asarray(signal), list(lead_names)
     if signal.ndim != 2 or len(lead_names) != len(signal):
         raise ValueError(
-            f"{len(lead_names)} lead names for a signal of shape {signal.shape}; pass (num_leads, num_samples), one name per row."
+            f"{len(lead_names)} lead names for a signal of shape {signal.shape}; "
+            "pass (num_leads, num_samples) and one name per row."
         )
     absent = [name for name in ("I", "II") if name not in lead_names]
     if absent:
         raise ValueError(
             f"Limb leads are derived from I and II; {' and '.join(absent)} is absent from {lead_names}. "
-            "Pass standard names (see resolve_lead_names), or leave the absent leads out: the model accepts fewer leads."
+            "Pass standard names (see resolve_lead_names), or leave the absent leads out: the model takes fewer, too."
         )
     lead_i, lead_ii = signal[lead_names.index("I")], signal[lead_names.index("II")]
     added = {n: w for n, w in LIMB_LEADS_FROM_I_AND_II.items() if n not in lead_names}
@@ -126,7 +125,8 @@ def _normalised_aliases(lead_aliases, record):
     for given, target in lead_aliases.items():
         if not isinstance(target, str) or _normalise(target) not in _BUILT_IN_ALIASES:
             raise ValueError(
-                f'{_where(record)}lead_aliases names {target!r} for "{given}", which is no lead. Known: {", ".join(LEAD_IDS)}.'
+                f'{_where(record)}lead_aliases names {target!r} for "{given}", which is no lead. '
+                f"Known: {', '.join(LEAD_IDS)}."
             )
         aliases[_normalise(given)] = _BUILT_IN_ALIASES[_normalise(target)]
     return aliases
@@ -137,7 +137,9 @@ def _unknown_lead_message(name, record):
     message = f'{_where(record)}lead "{name}" is not one of the 12 standard leads. Known: {known} (and Frank X, Y, Z). '
     positive = _BUILT_IN_ALIASES.get(_normalise(name.strip().lstrip("-−")))
     if positive is not None:
-        return message + f"It looks like {positive} with its sign reversed: multiply the row by -1 and name it {positive}."
+        return (
+            message + f"It looks like {positive} with its sign reversed: multiply the row by -1 and name it {positive}."
+        )
     return message + f'If it is lead II, say so with lead_aliases={{"{name}": "II"}}; otherwise leave the row out.'
 
 

@@ -1,6 +1,4 @@
-# Copyright 2025 The anyecg-hf authors.
-# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""A picture of a record on electrocardiograph paper, true to scale: 25 mm a second, 10 mm a millivolt, findings beside it.
+"""A picture of a record on ECG paper, true to scale: 25 mm a second, 10 mm a millivolt, findings beside it.
 
     figure = plot_record(read_record("path/to/record"), findings=classify("path/to/record"))
     figure.savefig("record.png")    # as it is: bbox_inches="tight" would cut the page
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .leads import STANDARD_LEADS
+from .signal_ops import to_millivolt
 from .simulate import is_simulated
 
 try:
@@ -32,22 +31,23 @@ RHYTHM_LEAD = "II"
 PAGE_SECONDS = 10.0
 
 _PAPER, _THIN_LINE, _THICK_LINE = "#fffbfa", "#f9dcd9", "#eeb0ab"
-_INK, _GREY, _ALERT = "#101010", "#666666", "#b3261e"
+_INK, _GREY, _ALERT, _POSITIVE = "#101010", "#666666", "#b3261e", "#1a4f9c"  # positive is not the same as bad
 _MARGIN, _HEADER, _FOOTER = 8.0, 12.0, 9.0  # mm
 _CALIBRATION_WIDTH = 10.0  # mm: 2.5 before, 5 for 200 ms, 2.5 after
-_PANEL_WIDTH, _PANEL_LINE = 92.0, 6.0  # mm
-_REACH = (10.0, 40.0)  # mm: what a row is given above and below its zero line, at least and at most
+_PANEL_WIDTH, _PANEL_LINE = 106.0, 6.0  # mm
+_LEAST_WIDTH = 150.0  # mm: what the words above the paper need
+_REACH = (10.0, 50.0)  # mm: what a row is given above and below its zero line, at least and at most
 
 
 def plot_record(record, *, findings=None, start_seconds=0.0, seconds=PAGE_SECONDS, mask=None, dpi=150):
     """Return a picture of `record` as a matplotlib figure.
 
-    12 leads that fill 10 seconds are printed in four columns of 2.5 s, each continuing in time, over a strip of lead II;
-    any other set or length one lead below the other. Each lead is shown about its median. Rows are set as far apart as
-    their traces need, up to 40 mm to either side; what is larger is cut off there, and the lead's name says so.
+    12 leads that fill 10 seconds are printed in four columns of 2.5 s, one after the other in time, over a strip of
+    lead II; any other set or length one lead below the other. Each lead is shown about its median. Rows are as far
+    apart as their traces need, up to 50 mm to either side; what is larger is cut off there, with a note below the name.
 
     Args:
-        record (`Record`): signal in millivolt; NaN, and what `mask` excludes, is shown as a gap.
+        record (`Record`): NaN, and what `mask` excludes, is shown as a gap.
         findings (`list[dict]`, *optional*): `{"label", "score", "threshold", "positive"}` as the pipeline
             `ecg-classification` returns them; `threshold` and `positive` may be absent or `None`.
         start_seconds, seconds (`float`): the part to show, at most 60 s; a longer record is named as such.
@@ -59,10 +59,10 @@ def plot_record(record, *, findings=None, start_seconds=0.0, seconds=PAGE_SECOND
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the part asked for is empty or too long, the mask has another shape, or a finding lacks label or score.
+        ValueError: the part asked for is empty or too long, signal, names and mask do not match, or a finding lacks its
+            label or score.
 
-    >>> plot_record(simulate_record(0), findings=[{"label": "SR", "score": 0.98, "threshold": 0.5, "positive": True}])
-    <Figure size 2220x1027 with 1 Axes>
+    >>> figure = plot_record(simulate_record(0), findings=[{"label": "SR", "score": 0.98, "threshold": 0.5}])
     """
     _require_matplotlib()
     part = _cut(record, start_seconds, seconds, mask)
@@ -89,7 +89,7 @@ def _require_matplotlib():
         raise ImportError("Drawing a record needs matplotlib, which is not installed: pip install anyecg-hf[plot]")
 
 
-# ---- what is shown -------------------------------------------------------------------------------------------------------
+# ---- what is shown -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,6 @@ class _Part:
     seconds: float
     record_seconds: float
 
-    @property
-    def is_whole(self):
-        return self.record_seconds - self.seconds < 0.1
-
 
 @dataclass(frozen=True)
 class _Strip:
@@ -114,7 +110,6 @@ class _Strip:
 
     lead_name: str
     left: float  # mm from the end of the calibration mark
-    width: float  # mm
     height: np.ndarray  # (num_samples,) mm above the zero line
     step: float  # mm from sample to sample
 
@@ -130,44 +125,56 @@ class _Strip:
 
 def _cut(record, start_seconds, seconds, mask):
     """Return the `_Part` of the record asked for."""
-    signal, rate = np.array(record.signal, dtype=np.float64), float(record.sampling_rate)
+    signal, rate = _usable_signal(record, mask), float(record.sampling_rate)
+    record_seconds = signal.shape[1] / rate
+    first, count = round(start_seconds * rate), round(seconds * rate)
+    if not (start_seconds >= 0 and 0 < seconds <= 60 and 0 <= first < signal.shape[1] and count > 0):
+        raise ValueError(
+            f"start_seconds={start_seconds!r}, seconds={seconds!r} of a record of {record_seconds:g} s cannot be "
+            "drawn; pass a start within the record and at most 60 seconds."
+        )
+    shown = signal[:, first : first + count]
+    middle = [np.median(lead[np.isfinite(lead)]) if np.isfinite(lead).any() else 0.0 for lead in shown]
+    shown = shown - np.array(middle)[:, None]
+    return _Part(shown, list(record.lead_names), rate, first / rate, shown.shape[1] / rate, record_seconds)
+
+
+def _usable_signal(record, mask):
+    """Return the record's signal in millivolt, float64, NaN where there is no value or the mask excludes it."""
+    signal = np.array(record.signal, dtype=np.float64)
+    if signal.ndim != 2 or len(signal) != len(record.lead_names) or not signal.size:
+        raise ValueError(
+            f"A signal of shape {signal.shape} with the leads {list(record.lead_names)} cannot be drawn; "
+            "pass a Record whose signal is (num_leads, num_samples), one name per row."
+        )
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != signal.shape:
-            raise ValueError(f"mask has shape {mask.shape}, the signal {signal.shape}; pass one value per lead and sample.")
+            shapes = f"mask has shape {mask.shape}, the signal {signal.shape}"
+            raise ValueError(f"{shapes}; pass one value per lead and sample.")
         signal[mask == 0] = np.nan
-    first, count = round(start_seconds * rate), round(seconds * rate)
-    if not (start_seconds >= 0 and 0 < seconds <= 60 and first < signal.shape[1] and count > 0):
-        raise ValueError(
-            f"start_seconds={start_seconds!r}, seconds={seconds!r} of a record of {signal.shape[1] / rate:g} s cannot be drawn; "
-            "pass a start within the record and at most 60 seconds."
-        )
-    shown = signal[:, first : first + count]
-    with np.errstate(all="ignore"):
-        middle = np.array([np.median(lead[np.isfinite(lead)]) if np.isfinite(lead).any() else 0.0 for lead in shown])
-    shown = np.where(np.isfinite(shown), shown, np.nan) - middle[:, None]
-    length = shown.shape[1] / rate
-    return _Part(shown, list(record.lead_names), rate, first / rate, length, signal.shape[1] / rate)
+    signal = to_millivolt(signal, record.units)
+    return np.where(np.isfinite(signal), signal, np.nan)
 
 
 def _rows(part):
     """Return the rows of the picture, each a list of `_Strip`."""
-    if set(part.lead_names) == set(STANDARD_LEADS) and abs(part.seconds - PAGE_SECONDS) < 0.1:
-        column_seconds = PAGE_SECONDS / len(COLUMNS)
-        rows = [
-            [_strip(part, name, column * column_seconds, column_seconds) for column, name in enumerate(names)]
-            for names in zip(*COLUMNS, strict=True)
-        ]
-        return [*rows, [_strip(part, RHYTHM_LEAD, 0.0, part.seconds)]]
-    return [[_strip(part, name, 0.0, part.seconds)] for name in part.lead_names]
+    is_standard = sorted(part.lead_names) == sorted(STANDARD_LEADS)
+    if not is_standard or abs(part.seconds - PAGE_SECONDS) > 0.1:
+        return [[_strip(part, lead, 0.0, part.seconds)] for lead in range(len(part.lead_names))]
+    width = PAGE_SECONDS / len(COLUMNS)
+    rows = [
+        [_strip(part, part.lead_names.index(name), column * width, width) for column, name in enumerate(names)]
+        for names in zip(*COLUMNS, strict=True)
+    ]
+    return [*rows, [_strip(part, part.lead_names.index(RHYTHM_LEAD), 0.0, part.seconds)]]
 
 
-def _strip(part, lead_name, start, seconds):
-    rate = part.sampling_rate
+def _strip(part, lead, start, seconds):
+    rate, step = part.sampling_rate, MM_PER_SECOND / part.sampling_rate
     first, last = round(start * rate), round((start + seconds) * rate)
-    trace = part.signal[part.lead_names.index(lead_name)]
-    step = MM_PER_SECOND / rate
-    return _Strip(lead_name, first * step, seconds * MM_PER_SECOND, trace[first:last] * MM_PER_MV, step)
+    height = part.signal[lead, first:last] * MM_PER_MV
+    return _Strip(part.lead_names[lead], first * step, height, step)
 
 
 def _checked(findings):
@@ -180,7 +187,7 @@ def _checked(findings):
             label, score = str(finding["label"]), float(finding["score"])
         except (KeyError, TypeError, ValueError):
             raise ValueError(
-                f'Finding {index} is {finding!r}; each is a dict with "label" and "score" (a number), and, where known, '
+                f'Finding {index} is {finding!r}; each is a dict with "label" and "score" (a number), where known also '
                 '"threshold" and "positive", as the pipeline ecg-classification returns them for one record.'
             ) from None
         threshold, positive = finding.get("threshold"), finding.get("positive")
@@ -190,7 +197,7 @@ def _checked(findings):
     return sorted(rows, key=lambda row: (not row["positive"], -row["score"]))
 
 
-# ---- where it goes -------------------------------------------------------------------------------------------------------
+# ---- where it goes -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -218,11 +225,12 @@ class _Page:
             depths.append(depths[-1] + _up_to_5(max(low + high, 20.0)))
         paper_height = depths[-1] + _up_to_5(below[-1])
         paper_width = _CALIBRATION_WIDTH + _up_to_5(part.seconds * MM_PER_SECOND)
-        if findings is not None:
-            paper_height = max(paper_height, 60.0)
+        if findings is not None:  # room for the positive ones, and for some that are not
+            positive = sum(finding["positive"] for finding in findings)
+            paper_height = max(paper_height, _up_to_5(_PANEL_LINE * (min(positive, 20) + 4)))
         top = _MARGIN + _FOOTER + paper_height
         return cls(
-            width=2 * _MARGIN + max(paper_width, 120.0) + (_PANEL_WIDTH if findings is not None else 0.0),
+            width=2 * _MARGIN + max(paper_width, _LEAST_WIDTH) + (_PANEL_WIDTH if findings is not None else 0.0),
             height=top + _HEADER + _MARGIN / 2,
             paper_left=_MARGIN,
             paper_bottom=_MARGIN + _FOOTER,
@@ -237,7 +245,7 @@ def _up_to_5(length):
     return 5.0 * np.ceil(length / 5.0 - 1e-6)
 
 
-# ---- drawing -------------------------------------------------------------------------------------------------------------
+# ---- drawing -------------------------------------------------------------------------------------------------------
 
 
 def _draw_paper(axes, page):
@@ -246,8 +254,10 @@ def _draw_paper(axes, page):
     for spacing, colour, line_width, order in ((1.0, _THIN_LINE, 0.3, 1), (5.0, _THICK_LINE, 0.6, 2)):
         upright = np.arange(0, width + 0.01, spacing) + left
         across = np.arange(0, height + 0.01, spacing) + bottom
-        lines = [[(x, bottom), (x, bottom + height)] for x in upright] + [[(left, y), (left + width, y)] for y in across]
-        axes.add_collection(LineCollection(lines, colors=colour, linewidths=line_width, zorder=order, gid=f"grid-{spacing:g}mm"))
+        lines = [[(x, bottom), (x, bottom + height)] for x in upright]
+        lines += [[(left, y), (left + width, y)] for y in across]
+        look = {"colors": colour, "linewidths": line_width, "zorder": order, "gid": f"grid-{spacing:g}mm"}
+        axes.add_collection(LineCollection(lines, **look))
 
 
 def _draw_calibration(axes, left, zero):
@@ -266,11 +276,14 @@ def _draw_strip(axes, page, strip, zero):
     rim = [withStroke(linewidth=2.2, foreground=_PAPER, alpha=0.85)]
     axes.plot(x, zero + y, color=_INK, linewidth=0.8, zorder=4, gid=f"trace-{strip.lead_name}", path_effects=rim)
     if strip.left > 0:
-        axes.plot([left, left], [zero - 4, zero + 4], color=_GREY, linewidth=0.8, zorder=3)
-    name = strip.lead_name + (" (cut at 4 mV)" if strip.is_cut else "")
+        axes.plot([left, left], [zero - 4, zero + 4], color=_GREY, linewidth=0.8, zorder=5)
     height = min(max(_local_top(strip) + 2.0, 6.0), _REACH[1] - 3)
     rim = [withStroke(linewidth=2.5, foreground=_PAPER)]
-    axes.text(left + 1.5, zero + height, name, fontsize=10, weight="bold", color=_INK, zorder=6, path_effects=rim)
+    word = {"color": _INK, "zorder": 6, "path_effects": rim}
+    axes.text(left + 1.5, zero + height, strip.lead_name, fontsize=10, weight="bold", gid="lead", **word)
+    if strip.is_cut:
+        note = f"cut at {_REACH[1] / MM_PER_MV:g} mV"
+        axes.text(left + 1.5, zero + height - 3, note, fontsize=6.5, gid="cut", **word)
 
 
 def _local_top(strip):
@@ -282,37 +295,41 @@ def _local_top(strip):
 def _draw_gaps(axes, strip, left, zero):
     """Shade what has no value; say so where there is room."""
     missing = np.concatenate([[0], np.isnan(strip.height).astype(int), [0]])
-    edges = np.flatnonzero(np.diff(missing))
-    for first, last in edges.reshape(-1, 2):
-        width = (last - first) * strip.step
+    look = {"facecolor": "#d9d9d9", "alpha": 0.6, "edgecolor": "none", "zorder": 3, "gid": "gap"}
+    for first, last in np.flatnonzero(np.diff(missing)).reshape(-1, 2):
+        start, width = left + first * strip.step, (last - first) * strip.step
         if width < 1.0:
             continue
-        where = (left + first * strip.step, zero - 5)
-        axes.add_patch(Rectangle(where, width, 10, facecolor="#d9d9d9", alpha=0.6, edgecolor="none", zorder=3, gid="gap"))
+        axes.add_patch(Rectangle((start, zero - 5), width, 10, **look))
         if width > 18:
-            axes.text(where[0] + width / 2, zero, "no signal", fontsize=8, color=_GREY, ha="center", va="center", zorder=6)
+            where = {"ha": "center", "va": "center", "zorder": 6}
+            axes.text(start + width / 2, zero, "no signal", fontsize=8, color=_GREY, **where)
 
 
 def _draw_words(axes, page, part, record):
-    top = page.paper_bottom + page.paper_height
-    shown = f"{part.seconds:g} s"
-    if not part.is_whole:
-        total = f"{part.record_seconds:g} s" if part.record_seconds < 600 else f"{part.record_seconds / 60:.1f} min"
-        shown = f"first {part.seconds:g} s of {total}"
-        if part.start_seconds:
-            shown = f"{part.start_seconds:g} s to {part.start_seconds + part.seconds:g} s of {total}"
-    scale = f"{MM_PER_SECOND:g} mm/s   {MM_PER_MV:g} mm/mV   {part.sampling_rate:g} Hz   {shown}"
-    axes.text(page.paper_left, top + 3, scale, fontsize=9, color=_INK, gid="scale")
+    left, top = page.paper_left, page.paper_bottom + page.paper_height + 3
+    scale = f"{MM_PER_SECOND:g} mm/s   {MM_PER_MV:g} mm/mV   {part.sampling_rate:g} Hz   {_which_part(part)}"
+    axes.text(left, top, scale, fontsize=9, color=_INK, gid="scale")
     if is_simulated(record):
-        right = page.paper_left + page.paper_width
-        axes.text(right, top + 3, "SIMULATED, not a patient", fontsize=11, weight="bold", color=_ALERT, ha="right", gid="simulated")
+        look = {"fontsize": 11, "weight": "bold", "color": _ALERT, "ha": "right", "gid": "simulated"}
+        axes.text(left + max(page.paper_width, _LEAST_WIDTH), top, "SIMULATED, not a patient", **look)
     warning = "Not a medical device. For research only: no diagnosis, no treatment may rest on this picture."
-    axes.text(page.paper_left, page.paper_bottom - 6, warning, fontsize=8, color=_GREY, gid="footer")
+    axes.text(left, page.paper_bottom - 6, warning, fontsize=8, color=_GREY, gid="footer")
+
+
+def _which_part(part):
+    """Return what stretch of the record is shown, in words."""
+    if part.record_seconds - part.seconds < 0.1:
+        return f"{part.seconds:.4g} s"
+    total = f"{part.record_seconds:.4g} s" if part.record_seconds < 600 else f"{part.record_seconds / 60:.3g} min"
+    if part.start_seconds == 0:
+        return f"first {part.seconds:.4g} s of {total}"
+    return f"{part.start_seconds:.5g} s to {part.start_seconds + part.seconds:.5g} s of {total}"
 
 
 def _draw_findings(axes, page, findings):
     """Draw the table of findings to the right of the paper: positive ones first, as many as there is room for."""
-    left = page.paper_left + max(page.paper_width, 120.0) + 6
+    left = page.paper_left + max(page.paper_width, _LEAST_WIDTH) + 6
     right = page.width - _MARGIN
     y = page.paper_bottom + page.paper_height - 4
     columns = {"score": right - 17.0, "threshold": right}
@@ -326,7 +343,7 @@ def _draw_findings(axes, page, findings):
         y -= _PANEL_LINE
         _draw_finding(axes, finding, left, y, columns)
     if not findings:
-        axes.text(left, y - _PANEL_LINE, "none given", fontsize=9, color=_GREY)
+        axes.text(left, y - _PANEL_LINE, "none", fontsize=9, color=_GREY)
     if len(shown) < len(findings):
         hidden = findings[len(shown) :]
         positive = sum(finding["positive"] for finding in hidden)
@@ -335,10 +352,10 @@ def _draw_findings(axes, page, findings):
 
 
 def _draw_finding(axes, finding, left, y, columns):
-    colour, weight = (_ALERT, "bold") if finding["positive"] else (_INK, "normal")
+    colour, weight = (_POSITIVE, "bold") if finding["positive"] else (_INK, "normal")
     if finding["positive"]:
-        axes.add_patch(Rectangle((left, y - 0.3), 2.2, 2.2, facecolor=_ALERT, edgecolor="none"))
-    label = _shortened(finding["label"], columns["score"] - 9.0 - left - 4.0, weight)
+        axes.add_patch(Rectangle((left, y - 0.3), 2.2, 2.2, facecolor=_POSITIVE, edgecolor="none"))
+    label = _shortened(finding["label"], columns["score"] - 12.0 - left - 4.0, weight)
     axes.text(left + 4, y, label, fontsize=9, weight=weight, color=colour, gid="finding")
     axes.text(columns["score"], y, f"{finding['score']:.2f}", fontsize=9, weight=weight, color=colour, ha="right")
     threshold = "-" if finding["threshold"] is None else f"{finding['threshold']:.2f}"
@@ -348,12 +365,15 @@ def _draw_finding(axes, finding, left, y, columns):
 def _shortened(text, width, weight):
     """Return `text`, cut with an ellipsis to `width` millimetres at 9 points."""
     points = width / 25.4 * 72
-    if _text_width(text, weight) <= points:
+    needed = _text_width(text, weight)
+    if needed <= points:
         return text
+    text = text[: int(1.3 * len(text) * points / needed)]  # then letter by letter
     while text and _text_width(text + "…", weight) > points:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
 def _text_width(text, weight):
-    return TextPath((0, 0), text.replace("$", "S"), size=9, prop={"weight": weight}).get_extents().width if text else 0.0
+    """Return the width of `text` at 9 points, in points."""
+    return TextPath((0, 0), text, size=9, prop={"weight": weight}).get_extents().width if text.strip() else 0.0

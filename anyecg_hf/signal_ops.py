@@ -1,6 +1,4 @@
-# Copyright 2025 The anyecg-hf authors.
-# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""Units, resampling, filters and quality flags: arrays `(num_leads, num_samples)` in, arrays out. numpy and scipy only."""
+"""Units, resampling, filters, quality flags: arrays `(num_leads, num_samples)` in, arrays out. numpy and scipy only."""
 
 import enum
 import functools
@@ -21,7 +19,9 @@ SATURATED_SECONDS, SATURATED_MV = 0.04, 1.0  # a rail: this long at the lead's e
 PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # of the peak-to-peak value of a lead, median over the leads
 _HALF_LENGTH = 16  # of the resampling filter, in samples of the lower of the two rates
 _KAISER_BETA = 6.0
-_LARGEST_FACTOR = 20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
+_LARGEST_FACTOR = (
+    20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
+)
 
 
 class QualityFlag(enum.IntFlag):
@@ -42,7 +42,7 @@ def to_millivolt(signal, units, record=None):
 
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): numbers, NaN where there is no value.
-        units (`str`, or one `str` per lead): `"mV"`, `"uV"` (also with either micro sign), `"V"`, `"nV"`; case is ignored.
+        units (`str`, or one `str` per lead): `"mV"`, `"uV"` (or either micro sign), `"V"`, `"nV"`; case is ignored.
         record (`str`, *optional*): the record's name, for messages.
 
     Returns:
@@ -55,7 +55,9 @@ def to_millivolt(signal, units, record=None):
     signal = signal if signal.dtype == np.float32 else signal.astype(np.float64)
     units = [units] * len(signal) if isinstance(units, str) else list(units)
     if len(units) != len(signal):
-        raise ValueError(f"{_where(record)}{len(units)} units for {len(signal)} leads; pass one for all, or one per lead.")
+        raise ValueError(
+            f"{_where(record)}{len(units)} units for {len(signal)} leads; pass one for all, or one per lead."
+        )
     factors = np.array([unit_to_mv(unit, record) for unit in units])
     if not np.all(factors == 1.0):
         signal = (signal * factors[:, None]).astype(signal.dtype)
@@ -75,7 +77,7 @@ def unit_to_mv(unit, record=None):
 
 
 def warn_if_implausible(signal, record=None):
-    """Warn once if the amplitudes of `signal` (mV) look like another unit: the usual sign of microvolt taken for millivolt."""
+    """Warn once if the amplitudes of `signal` (mV) look like another unit, e.g. microvolt taken for millivolt."""
     ranges = lead_ranges(signal)
     typical = float(np.median(ranges)) if len(ranges) else 0.0
     low, high = PLAUSIBLE_RANGE_MV
@@ -131,7 +133,8 @@ def resample(signal, sampling_rate, target_rate):
         sampling_rate, target_rate (`float`): Hz, above zero. Need not be integers (PTB 1000, INCART 257).
 
     Returns:
-        `np.ndarray` of shape `(num_leads, round(num_samples * target_rate / sampling_rate))`, float32. Sample 0 stays at 0 s.
+        `np.ndarray` of shape `(num_leads, round(num_samples * target_rate / sampling_rate))`, float32; sample 0 stays
+        where it is.
 
     Raises:
         ValueError: a rate is not positive, or `signal` is not two-dimensional with at least two samples.
@@ -141,7 +144,7 @@ def resample(signal, sampling_rate, target_rate):
         raise ValueError(f"Signal of shape {signal.shape}; pass (num_leads, num_samples) with at least 2 samples.")
     if not (0 < sampling_rate < math.inf and 0 < target_rate < math.inf):
         raise ValueError(f"Rates of {sampling_rate!r} and {target_rate!r} Hz; both must be above zero and finite.")
-    up, down = rational_ratio(sampling_rate, target_rate)
+    up, down = rational_ratio(float(sampling_rate), float(target_rate))
     num_out = math.floor(signal.shape[1] * target_rate / sampling_rate + 0.5)
     if up == down:
         return signal.copy()
@@ -153,7 +156,7 @@ def resample(signal, sampling_rate, target_rate):
 
 
 def rational_ratio(sampling_rate, target_rate):
-    """Return integers `(up, down)` with `up / down` = `target_rate / sampling_rate`, neither above 20,000 for usual rates."""
+    """Return integers `(up, down)`, neither above 20,000, with `up / down` = `target_rate / sampling_rate` (25 ppm)."""
     ratio = Fraction(target_rate).limit_denominator(10_000) / Fraction(sampling_rate).limit_denominator(10_000)
     if ratio <= 1:
         ratio = ratio.limit_denominator(_LARGEST_FACTOR)
@@ -164,7 +167,7 @@ def rational_ratio(sampling_rate, target_rate):
 
 @functools.lru_cache(maxsize=16)
 def _resampling_filter(up, down):
-    """Return `(taps, margin, offset)`: a windowed sinc, the input samples it needs at each end, the first output to keep."""
+    """Return `(taps, margin, offset)`: a windowed sinc, the input samples needed at each end, the first output kept."""
     slower = max(up, down)
     half = _HALF_LENGTH * slower
     time = np.arange(-half, half + 1) / slower  # in samples of the lower rate
@@ -223,7 +226,7 @@ def check_band(sampling_rate, lowcut_hz, highcut_hz):
 def saturated_samples(signal, sampling_rate):
     """Return where a lead stands at a rail: boolean, the shape of `signal` (mV, gaps filled, at its own rate).
 
-    A rail is the lead's largest or smallest value, at least 1 mV from zero (the mean, after `fill_gaps`), held for 40 ms.
+    A rail is the lead's largest or smallest value, at least 1 mV from zero (its mean, after `fill_gaps`), for 40 ms.
     """
     shortest = max(4, math.ceil(SATURATED_SECONDS * sampling_rate))
     found = np.zeros(signal.shape, bool)
@@ -247,7 +250,7 @@ def quality_flags(signal, missing, saturated, edges):
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, gaps filled, not yet filtered.
         missing, saturated (`np.ndarray` of the same shape, bool): see `numpy.isnan` and `saturated_samples`.
-        edges (`np.ndarray` of shape `(num_patches + 1,)`): first sample of each patch, ascending, and the end of the last.
+        edges (`np.ndarray` of shape `(num_patches + 1,)`): first sample of each patch, and the end of the last.
     """
     inside = slice(edges[0], edges[-1])
     starts, counts = edges[:-1] - edges[0], np.diff(edges)
@@ -259,6 +262,7 @@ def quality_flags(signal, missing, saturated, edges):
     for where, flag in ((missing, QualityFlag.MISSING), (saturated, QualityFlag.SATURATED)):
         if where.any():
             flags |= np.logical_or.reduceat(where[:, inside], starts, axis=1) * int(flag)
+    flags[(flags & int(QualityFlag.MISSING)) != 0] &= ~int(QualityFlag.FLAT)  # what bridges a gap says nothing
     return flags.astype(np.int64)
 
 

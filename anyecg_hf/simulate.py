@@ -1,12 +1,11 @@
-# Copyright 2025 The anyecg-hf authors.
-# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
 """Simulated 12-lead records, for demonstrations and tests: a heart dipole in three dimensions, seen from the leads.
 
-The dipole is the dynamic model of McSharry, Clifford, Tarassenko, Smith ("A dynamical model for generating synthetic
-electrocardiogram signals", IEEE Trans Biomed Eng 50:289-294, 2003), taken to three dimensions by Sameni, Clifford, Jutten,
-Shamsollahi ("Multichannel ECG and Noise Modeling: Application to Maternal and Fetal ECG Signals", EURASIP J Adv Signal
-Process 2007:43407). Each of Frank's components X (to the left), Y (to the feet), Z (to the back) is a sum of Gaussians.
-The leads follow by the transform of Dower, Machado, Osborne (Clin Cardiol 3:87-95, 1980); III, aVR, aVL and aVF from I and II.
+The dipole is the model of McSharry, Clifford, Tarassenko, Smith ("A dynamical model for generating synthetic
+electrocardiogram signals", IEEE Trans Biomed Eng 50:289-294, 2003), taken to three dimensions by Sameni, Clifford,
+Jutten, Shamsollahi ("Multichannel ECG and Noise Modeling: Application to Maternal and Fetal ECG Signals", EURASIP J Adv
+Signal Process 2007:43407). Each of Frank's components X (to the left), Y (to the feet), Z (to the back) is a sum of
+Gaussians. The leads follow by the transform of Dower, Machado, Osborne (Clin Cardiol 3:87-95, 1980), except that III,
+aVR, aVL and aVF are made from I and II.
 
 Where this departs from the publications, and why:
 - the Gaussians are laid out in seconds around each R wave, not in phase: a fast heart does not narrow its QRS;
@@ -16,6 +15,7 @@ Where this departs from the publications, and why:
 """
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -74,14 +74,15 @@ DIPOLE_GAUSSIANS = {
         (-0.035, 0.4, 2.8),
     ),
 }
-# Ours: a beat from the right ventricular outflow tract. QRS 150 ms, like left bundle branch block, axis to the feet, T opposite.
+# Ours: a beat from the right ventricle's outflow tract: QRS of 150 ms, as in left bundle branch block but with its axis
+# to the feet, T opposite.
 VENTRICULAR_GAUSSIANS = {
-    "X": ((0.45, 0.17, -0.15), (0.55, 0.19, 0.22), (-0.38, 0.42, 1.80)),
+    "X": ((0.60, 0.16, -0.14), (0.75, 0.18, 0.22), (-0.40, 0.40, 1.80)),
     "Y": ((0.75, 0.18, -0.12), (0.55, 0.18, 0.20), (-0.40, 0.45, 1.75)),
-    "Z": ((-0.15, 0.10, -0.29), (0.80, 0.22, 0.12), (-0.42, 0.42, 1.75)),
+    "Z": ((-0.15, 0.10, -0.29), (0.65, 0.20, 0.12), (-0.34, 0.40, 1.75)),
 }
-# Dower et al. 1980: I, II, V1-V6 of Frank's X, Y, Z. Digits as in Bailon, Laguna, Sornmo, chapter 8 of "Advanced Methods and
-# Tools for ECG Data Analysis" (2006), and in two public implementations.
+# Dower et al. 1980: I, II, V1-V6 of Frank's X, Y, Z. Digits as in Bailon, Laguna, Sornmo, chapter 8 of "Advanced
+# Methods and Tools for ECG Data Analysis" (2006), and in two public implementations.
 DOWER_TRANSFORM = {
     "I": (0.632, -0.235, 0.059),
     "II": (0.235, 1.066, -0.132),
@@ -95,7 +96,7 @@ DOWER_TRANSFORM = {
 WAVE_GAINS = {"P": (1.3, 2.0, 0.7), "QRS": (1.0, 1.0, 1.0), "T": (0.75, 0.9, 0.42)}  # on X, Y, Z
 FRONTAL_AXIS_DEGREES = 18.0  # the heart turned towards the feet; Sameni et al. have such a rotation too, of 0 degrees
 
-# How place and width of a wave go with the RR interval: T as in Fridericia's rule (QT ~ RR^(1/3)), PR hardly, QRS not at all.
+# Exponents of the RR interval for a wave's place and width: T as in Fridericia's rule (QT ~ RR^(1/3)), PR hardly.
 _RATE_EXPONENTS = {"P": (0.15, 0.0), "QRS": (0.0, 0.0), "T": (1 / 3, 1 / 3)}
 _BASE_RATE = 1000.0  # Hz: everything is made at this rate, low-passed, and read off at the rate asked for
 _MARGIN_SECONDS = 2.0  # made before and after what is returned, for the filters and the waves of neighbouring beats
@@ -107,8 +108,9 @@ class SimulationOptions:
     """What may be chosen beside the seed; the keyword arguments of `simulate_record`.
 
     Args:
-        rhythm (`str`): `"sinus"`; `"atrial fibrillation"` or `"af"`: no P, f waves, irregular; `"ventricular beats"` or `"pvc"`.
-        heart_rate (`float`, *optional*): mean rate of the basic rhythm in beats a minute, 20 to 250; 70, fibrillation 95.
+        rhythm (`str`): `"sinus"`; `"atrial fibrillation"` or `"af"` (no P, f waves, irregular); `"ventricular beats"`
+            or `"pvc"` (sinus rhythm with early wide beats).
+        heart_rate (`float`, *optional*): mean of the basic rhythm in beats a minute, 20 to 250; 70, fibrillation 95.
         heart_rate_variability (`float`, *optional*): standard deviation of the RR interval in seconds; 3 % of it,
             in fibrillation 22 %.
         ventricular_share (`float`): share of ventricular beats in that rhythm, 0.05 to 0.5.
@@ -137,37 +139,38 @@ class SimulationOptions:
 
     def __post_init__(self):
         if self.rhythm not in RHYTHMS:
-            raise ValueError(f"rhythm={self.rhythm!r} cannot be simulated; choose one of {', '.join(map(repr, RHYTHMS))}.")
-        rhythm = RHYTHMS[self.rhythm]
-        heart_rate = DEFAULT_HEART_RATES[rhythm] if self.heart_rate is None else self.heart_rate
-        share_of_rr = 0.22 if rhythm == "atrial fibrillation" else 0.03
-        defaults = {
-            "rhythm": rhythm,
-            "heart_rate": heart_rate,
-            "heart_rate_variability": share_of_rr * 60 / heart_rate if heart_rate else 0.0,
-            "baseline_wander_mv": 4 * self.noise_mv,
-            "lead_names": tuple(resolve_lead_names(self.lead_names)),
-        }
-        for field, value in defaults.items():
-            if field in ("rhythm", "lead_names") or getattr(self, field) is None:
-                object.__setattr__(self, field, value)  # frozen: this is the one moment at which fields are set
-        self._check_ranges()
+            known = ", ".join(map(repr, RHYTHMS))
+            raise ValueError(f"rhythm={self.rhythm!r} cannot be simulated; choose one of {known}.")
+        self._set(rhythm=RHYTHMS[self.rhythm], lead_names=tuple(resolve_lead_names(self.lead_names)))
+        if not self.lead_names:
+            raise ValueError("lead_names is empty; name at least one lead.")
+        if self.heart_rate is None:
+            self._set(heart_rate=DEFAULT_HEART_RATES[self.rhythm])
+        self._check(heart_rate=(20, 250, "beats a minute"), noise_mv=(0, 5, "millivolt"))
+        if self.heart_rate_variability is None:
+            share = 0.22 if self.rhythm == "atrial fibrillation" else 0.03
+            self._set(heart_rate_variability=share * 60 / self.heart_rate)
+        if self.baseline_wander_mv is None:
+            self._set(baseline_wander_mv=4 * self.noise_mv)
+        self._check(
+            heart_rate_variability=(0, 0.4 * 60 / self.heart_rate, "seconds at this heart rate"),
+            ventricular_share=(0.05, 0.5, "of all beats"),
+            baseline_wander_mv=(0, 20, "millivolt"),
+            mains_mv=(0, 5, "millivolt"),
+            mains_hz=(1, 100, "Hz"),
+            duration_seconds=(0.01, 172_800, "seconds"),
+            sampling_rate=(50, 10_000, "Hz"),
+        )
 
-    def _check_ranges(self):
-        mean_rr = 60 / self.heart_rate if self.heart_rate else 0.0
-        ranges = {
-            "heart_rate": (20, 250, "beats a minute"),
-            "heart_rate_variability": (0, 0.4 * mean_rr, "seconds"),
-            "ventricular_share": (0.05, 0.5, "of all beats"),
-            "noise_mv": (0, 5, "millivolt"),
-            "baseline_wander_mv": (0, 20, "millivolt"),
-            "mains_mv": (0, 5, "millivolt"),
-            "mains_hz": (1, 100, "Hz"),
-            "duration_seconds": (0.001, 172_800, "seconds"),
-            "sampling_rate": (50, 10_000, "Hz"),
-        }
+    def _set(self, **values):
+        for field, value in values.items():
+            object.__setattr__(self, field, value)  # the class is frozen for everybody else
+
+    def _check(self, **ranges):
         for field, (low, high, unit) in ranges.items():
             value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{field}={value!r} is no number; pass {low:g} to {high:g} {unit}.")
             if not low <= value <= high:
                 raise ValueError(f"{field}={value!r} cannot be simulated; pass {low:g} to {high:g} {unit}.")
 
@@ -175,9 +178,8 @@ class SimulationOptions:
 def simulate_record(seed=0, **options):
     """Return a simulated record, marked as such.
 
-    The same seed and options give the same record on every machine. Another sampling rate gives the same electrical
-    events and the same noise, as far as the rate can show them; a longer duration only adds to the end; other noise leaves
-    the beats where they are.
+    The same seed and options give the same record. Another sampling rate gives the same beats and the same noise, as
+    far as the rate can show them; a longer duration only adds to the end; other noise leaves the beats where they are.
 
     Args:
         seed (`int`): not negative; chooses this heart's position, size and rhythm, and the noise.
@@ -221,7 +223,7 @@ def is_simulated(record):
     return any(str(comment).strip().lower().startswith(SIMULATED) for comment in record.comments or [])
 
 
-# ---- when the heart beats ------------------------------------------------------------------------------------------------
+# ---- when the heart beats ------------------------------------------------------------------------------------------
 
 
 def _beats(options, generator):
@@ -238,7 +240,7 @@ def _beats(options, generator):
 
 
 def _rr_intervals(options, generator):
-    """Yield RR intervals in seconds: irregular in fibrillation, else with the slow waves of breathing and blood pressure."""
+    """Yield RR intervals in seconds: irregular in fibrillation, else swinging with breath and blood pressure."""
     mean, spread = 60 / options.heart_rate, options.heart_rate_variability
     if options.rhythm == "atrial fibrillation":
         while True:  # gamma: independent, skewed to long pauses; the node lets nothing pass within 0.25 s
@@ -272,7 +274,7 @@ def _with_ventricular_beats(intervals, end, options, generator):
     return beats
 
 
-# ---- what a beat looks like ----------------------------------------------------------------------------------------------
+# ---- what a beat looks like ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -335,26 +337,28 @@ def _gaussians(table, heart, mean_rr):
 def _fibrillatory_waves(time, generator):
     """Return the dipole `(3, num_samples)` of fibrillating atria in millivolt, largest in V1 and II.
 
-    Source: the sawtooth of Stridh, Sornmo, IEEE Trans Biomed Eng 48:105-111, 2001: three harmonics, frequency and amplitude
-    swinging slowly.
+    Source: the sawtooth of Stridh, Sornmo (IEEE Trans Biomed Eng 48:105-111, 2001): three harmonics whose frequency and
+    amplitude swing slowly. The direction, up from the floor of the right atrium, is ours.
     """
-    frequency, size = generator.uniform(5.0, 7.5), generator.uniform(0.07, 0.11)
+    frequency, size = generator.uniform(5.0, 7.5), generator.uniform(0.07, 0.11)  # Hz, mV
     phases = generator.uniform(0, 2 * np.pi, 3)
-    angle = 2 * np.pi * frequency * time + 1.2 * np.sin(2 * np.pi * 0.2 * time + phases[0])
-    swing = size * (1 + 0.35 * np.sin(2 * np.pi * 0.45 * time + phases[1]) * np.sin(2 * np.pi * 0.13 * time + phases[2]))
+    turns = 2 * np.pi * time
+    angle = frequency * turns + 1.2 * np.sin(0.2 * turns + phases[0])
+    swing = size * (1 + 0.35 * np.sin(0.45 * turns + phases[1]) * np.sin(0.13 * turns + phases[2]))
     dipole = np.empty((3, time.size))
-    for row, (share, lag) in enumerate([(-0.25, 0.5), (0.75, 0.0), (-0.80, 0.4)]):  # X, Y, Z: up from the right atrium's floor
+    for row, (share, lag) in enumerate([(-0.25, 0.5), (0.75, 0.0), (-0.80, 0.4)]):  # X, Y, Z
         dipole[row] = share * swing * sum(2 / (np.pi * k) * np.sin(k * (angle + lag)) for k in (1, 2, 3))
     return dipole
 
 
-# ---- from the dipole to the leads ----------------------------------------------------------------------------------------
+# ---- from the dipole to the leads ----------------------------------------------------------------------------------
 
 
 def _see_from_leads(time, dipole, options, generator):
-    """Return float32 `(num_leads, num_samples)`; III, aVR, aVL, aVF are made from I and II, so that Einthoven's law holds."""
+    """Return float32 `(num_leads, num_samples)`; limb leads from I and II: Einthoven's law holds with noise too."""
     views = DOWER_TRANSFORM | dict(zip(FRANK_LEADS, np.eye(3), strict=True))
-    streams = dict(zip(views, generator.spawn(len(views)), strict=True))  # a lead's noise does not depend on which others
+    # one stream for each lead there is: its noise does not depend on which others are asked for
+    streams = dict(zip(views, generator.spawn(len(views)), strict=True))
     derived = [name for name in options.lead_names if name not in views]
     rows = {}
     for name in dict.fromkeys((["I", "II"] if derived else []) + [n for n in options.lead_names if n in views]):

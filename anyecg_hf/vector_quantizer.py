@@ -87,6 +87,7 @@ class CosineVectorQuantizer(nn.Module):
         self.codebook.copy_(centers)
         self.code_share.copy_(counts / counts.sum())
         self.steps_unused.zero_()
+        self.num_restarts.zero_()
 
     @torch.no_grad()
     def _track(self, vectors, codes):

@@ -1,39 +1,16 @@
-# Copyright 2025 The anyecg-hf authors.
-# Licensed under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
-"""One WFDB record from its header and data files, single-segment, in all storage formats: `read_wfdb(header) -> WfdbContent`.
-
-Every field of the header is parsed whole and strictly, and memory follows the size of the data files, never a number in
-the header. Source: header(5) and signal(5) of the WFDB Applications Guide.
-"""
+"""WFDB records, single-segment, in all storage formats: `read_wfdb(header) -> WfdbContent`. Needs no wfdb package."""
 
 import dataclasses
-import math
 import re
-import stat
-from pathlib import Path
 
 import numpy as np
 
 from .leads import resolve_lead_name
 from .signal_ops import unit_to_mv
+from .wfdb_decoding import DIFFERENCES, FLAC_BITS, NO_VALUE, read_flac, read_plain
+from .wfdb_header import read_header, require_regular_file
 
-try:
-    import soundfile
-except (ImportError, OSError):  # OSError: the package is there, its C library is not
-    soundfile = None
-
-LARGEST_HEADER_BYTES = 1_000_000
-LARGEST_FLAC_SAMPLES = 100_000_000  # a constant signal packs without limit; 400 MB unpacked
-DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0
-_FLOAT = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RATE = re.compile(rf"({_FLOAT})(?:/{_FLOAT}(?:\({_FLOAT}\))?)?")  # rate[/counter rate[(base counter)]]
-_FORMAT = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")  # format[x samples per frame][:skew][+byte offset]
-_GAIN = re.compile(rf"({_FLOAT})(?:\(([-+]?\d+)\))?(?:/(\S+))?")  # gain[(base line)][/unit]
-_INTEGER = re.compile(r"[-+]?\d{1,18}")
-_BYTES = {8: 1, 80: 1, 16: 2, 61: 2, 160: 2, 24: 3, 32: 4}  # a sample; the packed formats are counted in `_num_samples`
-_FLAC_BITS = {508: 8, 516: 16, 524: 24}
-_NO_VALUE = {80: -(2**7), 508: -(2**7), 212: -(2**11), 310: -(2**9), 311: -(2**9), 24: -(2**23), 524: -(2**23), 32: -(2**31)}
-_NO_VALUE.update(dict.fromkeys((16, 61, 160, 516), -(2**15)))  # format 8 holds differences and has no marker
+_CHUNK = 1 << 20  # samples converted at a time
 
 
 @dataclasses.dataclass
@@ -47,144 +24,143 @@ class WfdbContent:
     warnings: list[str]
 
 
-@dataclasses.dataclass
-class _Signal:
-    """One signal line of a header."""
+def read_wfdb(path):
+    """Return the `WfdbContent` of the record with the header file `path` (`pathlib.Path`).
 
-    file: str
-    format: int
-    samples_per_frame: int
-    skew: int
-    offset: int
-    gain: float
-    baseline: int
-    unit: str
-    first_value: int
-    checksum: int | None
-    name: str
-
-
-def read_wfdb(header):
-    """Return the `WfdbContent` of the record with the header file `header` (`pathlib.Path`).
-
-    Signals that are no voltage are left out, with a note in `warnings`, as are voltages of another rate than the leads.
+    Signals that are no voltage are left out, as are those of another rate than the leads, and `warnings` says so. Leads
+    with several samples per frame are read at their full rate; a skew is taken out.
 
     Raises:
-        ValueError: the header or a data file is damaged, contradictory, or of a kind that is not read (several segments).
+        ValueError: the header or a data file is damaged, contradictory, or of a kind that is not read.
         OSError: a file is missing or is no regular file in the record's folder.
     """
-    lines, comments = _header_lines(header)
-    rate, num_samples, signals, notes = _parse_header(lines, header)
+    header = read_header(path)
     digital = {}
-    for file in dict.fromkeys(signal.file for signal in signals if signal.format):
-        group = [signal for signal in signals if signal.file == file]
-        digital.update(_read_data_file(header, group, num_samples, notes))
-    chosen = _choose_signals(signals, digital, header, notes)
-    length = max(len(digital[index]) for index in chosen)
-    out = np.full((len(chosen), length), np.nan, np.float32)
-    for row, index in zip(out, chosen, strict=True):
-        _to_millivolt(digital[index], signals[index], row)
-    rate *= signals[chosen[0]].samples_per_frame
-    names = _standard_names([signals[index].name for index in chosen], notes)
-    return WfdbContent(out, rate, names, comments, notes)
+    for file in dict.fromkeys(signal.file for signal in header.signals if signal.form):
+        group = {index: signal for index, signal in enumerate(header.signals) if signal.file == file}
+        digital.update(_read_data_file(path, group, header.num_frames, header.notes))
+    chosen = _choose_signals(header, digital, path)
+    out = np.full((len(chosen), max(len(digital[index]) for index in chosen)), np.nan, np.float32)
+    for row, index in zip(out, chosen):
+        _to_millivolt(digital[index], header.signals[index], row)
+    signals = [header.signals[index] for index in chosen]
+    rate = header.frame_rate * signals[0].samples_per_frame
+    return WfdbContent(out, rate, _standard_names(signals, header.notes), header.comments, header.notes)
 
 
-def _header_lines(header):
-    """Return the lines of a header that say something, with their numbers, and its comments."""
-    if require_regular_file(header, header.parent).stat().st_size > LARGEST_HEADER_BYTES:
-        raise ValueError(f"{header}: larger than {LARGEST_HEADER_BYTES} bytes; this is no WFDB header.")
-    raw = header.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    lines, comments = [], []
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
-        line = line.strip()
-        if line.startswith("#"):
-            comments.append(line[1:].strip())
-        elif line:
-            lines.append((number, line))
-    if not lines:
-        raise ValueError(f"{header}: no record line; the header is empty or holds comments only.")
-    return lines, comments
+def _read_data_file(header_path, group, num_frames, notes):
+    """Return `{index: int array}` for the signals of one data file.
+
+    Args:
+        group: `{index: WfdbSignal}` of that file in the order of the header, which is their order in the file.
+        num_frames: frames that the header announces, or `None`.
+    """
+    file = next(iter(group.values())).file
+    where = f"{header_path}, data file {file[:80]}"
+    if file in (".", "..", "-") or re.search(r"[/\\\0:]", file):
+        raise ValueError(f"{where}: no plain file name; data files are read from the record's folder only.")
+    path = require_regular_file(header_path.parent / file)
+    frames = _read_frames(path, list(group.values()), num_frames, where)
+    if len(frames) == 0:
+        raise ValueError(f"{where}: no sample of each signal in {path.stat().st_size} bytes; the file is cut or empty.")
+    if num_frames and len(frames) < num_frames:
+        notes.append(f"{where}: ends early, {len(frames)} of {num_frames} announced samples are there.")
+    ends = np.cumsum([signal.samples_per_frame for signal in group.values()])
+    columns = np.split(frames[:num_frames], ends[:-1], axis=1)
+    out = {}
+    for (index, signal), column in zip(group.items(), columns):
+        out[index] = column.ravel()
+        if signal.form == DIFFERENCES:
+            out[index] = np.cumsum(out[index], dtype=np.int64) + signal.first_value
+        if num_frames and len(column) == num_frames:
+            _compare_checksum(out[index], signal, where, notes)
+        if signal.skew >= len(column):
+            notes.append(f'{where}: skew {signal.skew} of "{signal.name}" leaves none of its samples.')
+    return out
 
 
-def _parse_header(lines, header):
-    """Return `(rate of the frames, announced frames or None, signals, notes)`."""
-    number, line = lines[0]
-    fields, where, notes = line.split(), f"{header}, line {number}", []
-    if len(fields) < 2:
-        raise ValueError(f'{where}: "{line[:80]}" is no record line; needed: name, number of signals, rate, samples.')
-    if re.search(r"/\d+$", fields[0]):
-        raise ValueError(f"{where}: a record of several segments, which is not read yet; read its segments one by one.")
-    num_signals = _integer(fields[1], where, "number of signals", least=1)
-    rate = DEFAULT_RATE
-    if len(fields) > 2:
-        rate = float(_match(_RATE, fields[2], where, "sampling rate")[1])
+def _read_frames(path, signals, num_frames, where):
+    """Return all whole frames of a data file, `(frames, samples of a frame)`, int32."""
+    first, per_frame = signals[0], sum(signal.samples_per_frame for signal in signals)
+    if any((signal.form, signal.offset) != (first.form, first.offset) for signal in signals):
+        raise ValueError(f"{where}: announced with different formats or offsets; a file has one of each.")
+    if first.form in FLAC_BITS:
+        if first.offset or per_frame != first.samples_per_frame * len(signals):
+            raise ValueError(f"{where}: FLAC with an offset, or with signals of different rates, cannot be read.")
+        samples = read_flac(
+            path, first.form, num_channels=len(signals), samples_per_frame=first.samples_per_frame, where=where
+        )
     else:
-        notes.append(f"{where}: no sampling rate; {DEFAULT_RATE:g} Hz taken, the default of the format.")
-    if not 0 < rate < math.inf:
-        raise ValueError(f"{where}: sampling rate {fields[2]}; it must be above zero.")
-    num_samples = _integer(fields[3], where, "number of samples", least=0) if len(fields) > 3 else 0
-    if len(lines) != num_signals + 1:
-        raise ValueError(f"{where}: {num_signals} signals announced, {len(lines) - 1} signal lines found.")
-    signals = [_parse_signal(text, f"{header}, line {number}", notes) for number, text in lines[1:]]
-    return rate, num_samples or None, signals, notes
+        largest = num_frames and num_frames * per_frame
+        samples = read_plain(path, first.form, offset=first.offset, largest=largest)
+    return samples[: len(samples) // per_frame * per_frame].reshape(-1, per_frame)
 
 
-def _parse_signal(line, where, notes):
-    fields = line.split(maxsplit=8)
-    if len(fields) < 2:
-        raise ValueError(f'{where}: "{line[:80]}" is no signal line; needed at least: file, format.')
-    file, layout = fields[0], _match(_FORMAT, fields[1], where, "format")
-    form, per_frame, skew, offset = (int(part or default) for part, default in zip(layout.groups(), "0100", strict=True))
-    if form and form not in _NO_VALUE and form != 8:
-        raise ValueError(f"{where}: storage format {form} is unknown. Known: 8 and {', '.join(map(str, sorted(_NO_VALUE)))}.")
-    if per_frame < 1:
-        raise ValueError(f"{where}: 0 samples per frame; at least 1 is needed.")
-    gain, baseline, unit = _match(_GAIN, fields[2] if len(fields) > 2 else "0", where, "gain").groups()
-    numbers = [_integer(text, where, "a number after the gain") for text in fields[3:8]]
-    zero, first, checksum = numbers[1] if len(numbers) > 1 else 0, *(numbers[2:4] + [None, None])[:2]
-    name = fields[8].strip() if len(fields) > 8 else ""
-    gain = float(gain)
-    if not math.isfinite(gain):
-        raise ValueError(f"{where}: gain {fields[2]} is not finite.")
-    if gain == 0:
-        gain = DEFAULT_GAIN
-        notes.append(f"{where}: not calibrated (no gain); {DEFAULT_GAIN:g} steps per mV taken, the default of the format.")
-    baseline = zero if baseline is None else int(baseline)
-    return _Signal(file, form, per_frame, skew, offset, gain, baseline, unit or "mV", first or 0, checksum, name or "unnamed")
+def _compare_checksum(values, signal, where, notes):
+    """Note a check sum that does not fit; the format keeps 16 bits of the sum, written with or without sign."""
+    found = int(values.sum(dtype=np.int64)) & 0xFFFF
+    if signal.checksum is not None and found != signal.checksum & 0xFFFF:
+        notes.append(
+            f'{where}: check sum of "{signal.name}" is {found}, the header says {signal.checksum}; '
+            "the data may be damaged, or another record's."
+        )
 
 
-def _match(pattern, text, where, what):
-    found = pattern.fullmatch(text)
-    if found is None:
-        raise ValueError(f'{where}: "{text[:80]}" is no {what} of a WFDB header.')
-    return found
+def _choose_signals(header, digital, path):
+    """Return the indices of the voltages that have data, all at the rate of the leads among them; note the others."""
+    signals, notes, voltages = header.signals, header.notes, []
+    for index, signal in enumerate(signals):
+        if index not in digital:
+            notes.append(f'signal "{signal.name}" left out: no data stored.')
+        elif not _is_voltage(signal.unit):
+            notes.append(f'signal "{signal.name}" left out: its unit is {signal.unit}.')
+        else:
+            voltages.append(index)
+    if not voltages:
+        raise ValueError(f"{path}: no voltage with data among its signals; {' '.join(notes)}")
+    leads = [index for index in voltages if _lead_or_none(signals[index].name)]
+    per_frame = max(signals[index].samples_per_frame for index in leads[:1] or voltages)
+    for index in voltages:
+        if signals[index].samples_per_frame != per_frame:
+            notes.append(f'signal "{signals[index].name}" left out: its rate is not that of the leads.')
+    return [index for index in voltages if signals[index].samples_per_frame == per_frame]
 
 
-def _integer(text, where, what, least=None):
-    value = int(_match(_INTEGER, text, where, f"whole number ({what})")[0])
-    if least is not None and value < least:
-        raise ValueError(f"{where}: {what} is {value}; at least {least} is needed.")
-    return value
-
-
-def require_regular_file(path, folder):
-    """Return `path` if it is a regular file in `folder`, or a link from there into the blobs of the same Hub cache."""
+def _is_voltage(unit):
     try:
-        mode, target = path.stat().st_mode, path.resolve()
-    except OSError as error:
-        raise FileNotFoundError(f"{path}: not found or not readable ({error.strerror}). A record needs header and data file.") from None
-    if not stat.S_ISREG(mode):
-        raise OSError(f"{path}: not a regular file; devices, pipes and folders are not read.")
-    home = folder.resolve()
-    in_hub_cache = target.parent.name == "blobs" and target.parent.parent / "snapshots" in home.parents
-    if target.parent != home and not in_hub_cache:
-        raise OSError(f"{path}: a link that leads out of the record's folder; copy the file there.")
-    return path
+        return unit_to_mv(unit) > 0
+    except ValueError:
+        return False
 
 
-def _read_data_file(header, group, num_samples, notes):
-    raise NotImplementedError
+def _to_millivolt(values, signal, out):
+    """Write one signal to `out` (float32, filled with NaN) in millivolt, without its skew; no value is NaN."""
+    values = values[signal.skew * signal.samples_per_frame :]
+    for start in range(0, len(values), _CHUNK):
+        part = values[start : start + _CHUNK]
+        millivolt = (part - np.float64(signal.baseline)) / signal.gain * unit_to_mv(signal.unit)
+        if not np.abs(millivolt).max() < np.finfo(np.float32).max:
+            raise ValueError(f'Signal "{signal.name}": gain {signal.gain:g} gives values too large to be true.')
+        millivolt[part == NO_VALUE.get(signal.form)] = np.nan
+        out[start : start + len(part)] = millivolt
+
+
+def _standard_names(signals, notes):
+    """Return standard names where they can be told, others as they are; a lead's second signal keeps its own name."""
+    given, names = [signal.name for signal in signals], []
+    for name in given:
+        standard = _lead_or_none(name)
+        if standard in names:
+            notes.append(
+                f'"{given[names.index(standard)]}" and "{name}" are both {standard}; the second keeps its name.'
+            )
+            standard = None
+        names.append(standard or name)
+    return names
+
+
+def _lead_or_none(name):
+    try:
+        return resolve_lead_name(name)
+    except ValueError:
+        return None

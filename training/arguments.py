@@ -27,7 +27,8 @@ class AnyECGTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "the collator makes the columns"})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "integrations to report to"})
     layer_decay: float = field(
-        default=1.0, metadata={"help": "learning rate of layer i is multiplied by this to the power of its distance from the head"}
+        default=1.0,
+        metadata={"help": "learning rate of layer i is multiplied by this to the power of its distance from the head"},
     )
     weight_average_decay: float = field(
         default=0.0, metadata={"help": "0 = off; else evaluate and save an exponential average of the weights"}
@@ -48,9 +49,12 @@ class ModelArguments:
 
     preset: str = field(default="small", metadata={"help": "tiny, small, medium, base, large, xl"})
     config: str | None = field(
-        default=None, metadata={"help": "overrides of single configuration fields: a mapping in YAML, JSON on the command line"}
+        default=None,
+        metadata={"help": "overrides of single configuration fields: a mapping in YAML, JSON on the command line"},
     )
-    init_from: str | None = field(default=None, metadata={"help": "folder of a trained model to start from; none = scratch"})
+    init_from: str | None = field(
+        default=None, metadata={"help": "folder of a trained model to start from; none = scratch"}
+    )
 
     def overrides(self) -> dict:
         """Return the configuration overrides as a dictionary."""
@@ -59,7 +63,9 @@ class ModelArguments:
         try:
             overrides = json.loads(self.config)
         except json.JSONDecodeError as error:
-            raise ValueError(f"--config {self.config!r} is not JSON ({error}). Example: '{{\"hidden_size\": 128}}'.") from None
+            raise ValueError(
+                f"--config {self.config!r} is not JSON ({error}). Example: '{{\"hidden_size\": 128}}'."
+            ) from None
         if not isinstance(overrides, dict):
             raise ValueError(f"--config {self.config!r}: a mapping from field to value is needed.")
         return overrides
@@ -81,7 +87,9 @@ def parse_recipe(argv: Sequence[str], argument_classes: Sequence[type]) -> tuple
         ValueError: no recipe, a recipe that cannot be read, an unknown name in it or on the command line.
     """
     if not argv or argv[0].startswith("-"):
-        raise ValueError("The first argument must be a recipe, as in: training/recipes/smoke_pretrain.yaml --output_dir OUT")
+        raise ValueError(
+            "The first argument must be a recipe, as in: training/recipes/smoke_pretrain.yaml --output_dir OUT"
+        )
     parser = HfArgumentParser(list(argument_classes), allow_abbrev=False)
     known = {name[2:] for name in parser._option_string_actions if name.startswith("--")}
     recipe = _read_recipe(Path(argv[0]), known)

@@ -37,6 +37,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from .corpora import RecordEntry, list_records
 from .corpora.entry import plausible_age
 from .corpora.simulated import list_simulated
+from .labels import Task, encode_all
 from .splits import TRAIN_FOLDS, VALIDATION_FOLDS, spread_order
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 CACHE_FORMAT = 1
 DEFAULT_RANGE_MV = 30.0  # of int16 where the extractor does not clip
 MAX_SHARE_UNREADABLE = 0.5
+LABEL_COLUMNS = ("codes", "age", "sex")
 
 
 # ---------------------------------------------------------------------------------------------------- preparation
@@ -97,7 +99,8 @@ def source_fingerprint(folder: str | Path) -> str:
 
 
 def _cache_key(entries: Sequence[RecordEntry], extractor: AnyECGFeatureExtractor, source: str) -> str:
-    code = "".join(inspect.getsource(module) for module in (feature_extraction_anyecg, signal_ops, leads))
+    readers = sorted({inspect.getmodule(entry.reader) for entry in entries}, key=lambda module: module.__name__)
+    code = "".join(inspect.getsource(module) for module in (feature_extraction_anyecg, signal_ops, leads, *readers))
     parts = [
         str(CACHE_FORMAT), source, _extractor_json(extractor), code,
         "\n".join(f"{entry.record_id}|{entry.fold}|{entry.codes}" for entry in entries),
@@ -360,20 +363,40 @@ def load_splits(args: DataArguments, extractor: AnyECGFeatureExtractor, *, seed:
     Raises:
         ValueError: neither `data` nor `simulate` is given, or a split is empty.
     """
-    train = load_folds(args, extractor, TRAIN_FOLDS, limit=args.max_train_records, seed=seed)
-    validation = load_folds(args, extractor, VALIDATION_FOLDS, limit=args.max_eval_records, seed=seed)
+    sources = list_sources(args)
+    train = load_folds(sources, extractor, TRAIN_FOLDS, args=args, limit=args.max_train_records, seed=seed)
+    validation = load_folds(sources, extractor, VALIDATION_FOLDS, args=args, limit=args.max_eval_records, seed=seed)
     if args.train_fraction < 1.0:
         train = _keep_patients(train, args.train_fraction)
     logger.info("%d records to train on (folds 1-8), %d to validate on (fold 9)", len(train), len(validation))
     return train, validation
 
 
+def list_sources(args: DataArguments) -> list[tuple[list[RecordEntry], str]]:
+    """Return `(entries, fingerprint)` of each folder of `args.data`, or of the simulated records.
+
+    Raises:
+        ValueError: neither is asked for.
+    """
+    if args.data:
+        return [(list_records(folder), source_fingerprint(folder)) for folder in args.data]
+    if args.simulate:
+        return [(list_simulated(args.simulate), f"simulated {args.simulate}")]
+    raise ValueError("No data: pass --data DIR (PTB-XL, WFDB records or Parquet), or set `simulate: N` in the recipe.")
+
+
 def load_folds(
-    args: DataArguments, extractor: AnyECGFeatureExtractor, folds: Sequence[int], *, limit: int | None, seed: int
+    sources: Sequence[tuple[list[RecordEntry], str]],
+    extractor: AnyECGFeatureExtractor,
+    folds: Sequence[int],
+    *,
+    args: DataArguments,
+    limit: int | None = None,
+    seed: int = 0,
 ) -> ECGDataset:
-    """Return the records of `folds` from all folders of `args.data`, `limit` of them at most (a fixed sample)."""
+    """Return the records of `folds` from all `sources`; of each source `limit` at most (a fixed sample)."""
     rows = []
-    for entries, source in _sources(args):
+    for entries, source in sources:
         chosen = _choose(entries, folds, limit)
         if not chosen:
             continue
@@ -387,16 +410,6 @@ def load_folds(
             "each record, others get one from a hash of the record's name: give more records."
         )
     return ECGDataset(rows, seed=seed)
-
-
-def _sources(args: DataArguments) -> Iterator[tuple[list[RecordEntry], str]]:
-    if args.data:
-        for folder in args.data:
-            yield list_records(folder), source_fingerprint(folder)
-    elif args.simulate:
-        yield list_simulated(args.simulate), f"simulated {args.simulate}"
-    else:
-        raise ValueError("No data: pass --data DIR (PTB-XL, WFDB records or Parquet), or set `simulate: N` in the recipe.")
 
 
 def _choose(entries: Sequence[RecordEntry], folds: Sequence[int], limit: int | None) -> list[RecordEntry]:
@@ -413,6 +426,21 @@ def _keep_patients(dataset: ECGDataset, fraction: float) -> ECGDataset:
     return dataset.take([index for index, patient in enumerate(dataset.column("patient_id")) if patient in kept])
 
 
+def with_task(records: ECGDataset, task: Task) -> ECGDataset:
+    """Return the records that the task keeps, with their targets."""
+    columns = [records.column(name) for name in LABEL_COLUMNS]
+    rows = [dict(zip(LABEL_COLUMNS, values, strict=True)) for values in zip(*columns, strict=True)]
+    targets, kept = encode_all(task, rows)
+    if len(kept) < len(records):
+        logger.info(
+            "task %s: %d of %d records have no target and are left out",
+            task.name,
+            len(records) - len(kept),
+            len(records),
+        )
+    return records.take(kept).with_targets(targets)
+
+
 def summary(dataset: ECGDataset) -> dict:
     """Return how many records and patients a split holds and which share carries codes, for logs and cards."""
     return {
@@ -423,6 +451,6 @@ def summary(dataset: ECGDataset) -> dict:
 
 
 __all__ = [
-    "DataArguments", "ECGDataset", "EpochSampler", "RecordStore", "load_folds", "load_splits", "prepare_records",
-    "source_fingerprint", "summary",
+    "DataArguments", "ECGDataset", "EpochSampler", "RecordStore", "list_sources", "load_folds", "load_splits",
+    "prepare_records", "source_fingerprint", "summary", "with_task",
 ]  # fmt: skip

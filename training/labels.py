@@ -43,7 +43,11 @@ def ptb_xl_statements() -> tuple[Statement, ...]:
     with open(LABEL_MAPS / "ptb_xl_statements.csv", newline="") as file:
         return tuple(
             Statement(
-                row["code"], row["description"], tuple(row["kinds"].split("+")), row["superclass"] or None, row["subclass"] or None
+                row["code"],
+                row["description"],
+                tuple(row["kinds"].split("+")),
+                row["superclass"] or None,
+                row["subclass"] or None,
             )
             for row in csv.DictReader(file)
         )
@@ -74,6 +78,10 @@ class Task:
     @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.names))
+
+    def reordered(self, names: Sequence[str]) -> Task:
+        """Return a multi-label task over codes with exactly these labels in this order."""
+        return _multi_hot_task(self.name, names, lambda code: (code,), keep_empty=True)
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -119,7 +127,9 @@ def encode_all(task: Task, rows: Sequence[dict]) -> tuple[np.ndarray, np.ndarray
     return np.stack([np.asarray(encoded[index]) for index in kept]), kept
 
 
-def _multi_hot_task(name: str, names: Sequence[str], labels_of: Callable[[str], Sequence[str]], *, keep_empty: bool) -> Task:
+def _multi_hot_task(
+    name: str, names: Sequence[str], labels_of: Callable[[str], Sequence[str]], *, keep_empty: bool
+) -> Task:
     index = {label: position for position, label in enumerate(names)}
 
     def encode(row: dict) -> np.ndarray | None:
@@ -185,5 +195,6 @@ def superclass_members(names: Sequence[str]) -> dict[str, list[int]]:
     """Return for each superclass the positions in `names` (statement codes) of its diagnostic statements."""
     groups = groups_of("superclass")
     return {
-        group: [position for position, code in enumerate(names) if group in groups.get(code, ())] for group in SUPERCLASSES
+        group: [position for position, code in enumerate(names) if group in groups.get(code, ())]
+        for group in SUPERCLASSES
     }

@@ -1,0 +1,9 @@
+"""Stage one of AnyECG: the rhythm quantizer, its training and the health of its codebook.
+
+The quantizer itself lives in `anyecg_hf`, because a checkpoint can carry files of one folder only; this is its other name.
+"""
+
+from anyecg_hf.configuration_anyecg import AnyECGQuantizerConfig
+from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
+
+__all__ = ["AnyECGQuantizerConfig", "AnyECGRhythmQuantizer"]

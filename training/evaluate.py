@@ -1,0 +1,250 @@
+"""Figures of a trained classifier, or of a linear probe on a backbone, on a fold of a corpus:
+
+    python -m training.evaluate --checkpoint DIR --data DIR [--folds 9] [--same_records_as DIR2] [--bootstrap 1000]
+    python -m training.evaluate --checkpoint DIR --data DIR --probe trained|random [--probe_records 6000]
+
+Prints the figures and writes them to `results-fold9.json` (or `--output`). `--same_records_as` measures only the records
+that the second folder holds too, read from both: how far do figures move with the sampling rate?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+from transformers import AutoConfig, set_seed
+
+from anyecg_hf.modeling_anyecg import AnyECGModel
+from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
+
+from .checkpointing import load_extractor, write_json
+from .collate import ECGCollator
+from .data import DataArguments, ECGDataset, list_sources, load_folds, with_task
+from .inference import embed_records, predict_logits
+from .labels import MULTI, REGRESSION, Task, build_task
+from .metrics import (
+    can_score_superclasses,
+    class_auprc,
+    class_auroc,
+    expected_calibration_error,
+    macro_f1,
+    patient_bootstrap,
+    superclass_metrics,
+    task_metrics,
+)
+from .splits import TRAIN_FOLDS, spread_order
+from .trainer import run_command
+
+logger = logging.getLogger(__name__)
+
+PROBE_STRENGTHS = (
+    1e-3,
+    1e-2,
+    1e-1,
+)  # C of the logistic regression; the best on a tenth of the training records is taken
+
+
+def task_of(config) -> Task:
+    """Return the task that a classifier's configuration describes, its labels in the configuration's order.
+
+    Raises:
+        ValueError: the labels are those of no task of this project.
+    """
+    names = tuple(config.id2label[index] for index in range(config.num_labels))
+    for name in (
+        "statements",
+        "superclass",
+        "superclass_single",
+        "subclass",
+        "diagnostic",
+        "form",
+        "rhythm",
+        "age",
+        "sex",
+    ):
+        task = build_task(name)
+        if task.names == names and task.problem_type == config.problem_type:
+            return task
+    if config.problem_type == MULTI:
+        return build_task("codes", [names], min_positives=1).reordered(names)
+    raise ValueError(f"No task of this project has the labels {names[:5]}... ({config.problem_type}).")
+
+
+def classifier_report(
+    model: AnyECGForSequenceClassification,
+    records: ECGDataset,
+    collator: ECGCollator,
+    task: Task,
+    *,
+    num_resamples: int = 0,
+) -> dict:
+    """Return all figures of a classifier on `records`, which carry the task's targets."""
+    logits = predict_logits(model, records, collator)
+    report = {"num_records": len(records), **task_metrics(task, logits, records.targets)}
+    if task.problem_type == MULTI:
+        report |= _multi_label_report(model, records, task, expit(logits.astype(np.float64)))
+    if num_resamples and task.problem_type != REGRESSION:
+        report["intervals_95"] = _intervals(logits, records, task, num_resamples)
+    return report
+
+
+def _multi_label_report(model, records: ECGDataset, task: Task, probabilities: np.ndarray) -> dict:
+    targets = records.targets
+    report = {"ece": expected_calibration_error(targets, probabilities)}
+    if model.config.thresholds is not None:
+        report["macro_f1"] = macro_f1(targets, probabilities, model.config.thresholds)
+    if can_score_superclasses(task.names):
+        by_max = superclass_metrics(targets, probabilities, task.names, rule="max")
+        report["superclass_auroc_by_max"] = by_max["superclass_auroc"]
+    auroc, auprc, positives = (
+        class_auroc(targets, probabilities),
+        class_auprc(targets, probabilities),
+        targets.sum(axis=0),
+    )
+    report["labels"] = {
+        name: {"positives": int(positives[i]), "auroc": float(auroc[i]), "auprc": float(auprc[i])}
+        for i, name in enumerate(task.names)
+    }
+    return report
+
+
+def _intervals(logits: np.ndarray, records: ECGDataset, task: Task, num_resamples: int) -> dict:
+    patients, intervals = records.column("patient_id"), {}
+    for name in ("macro_auroc", "superclass_auroc"):
+        if name not in task_metrics(task, logits, records.targets):
+            continue
+
+        def figure(indices: np.ndarray, name: str = name) -> float:
+            return task_metrics(task, logits[indices], records.targets[indices])[name]
+
+        intervals[name] = patient_bootstrap(patients, figure, num_resamples=num_resamples)
+    return intervals
+
+
+def linear_probe(
+    train: ECGDataset, held_out: ECGDataset, backbone: AnyECGModel, collator: ECGCollator, task: Task
+) -> dict:
+    """Return figures of logistic regressions, one a label, on the frozen mean-pooled states of `backbone`."""
+    scaler = StandardScaler()
+    train_features = scaler.fit_transform(embed_records(backbone, train, collator))
+    features = scaler.transform(embed_records(backbone, held_out, collator))
+    targets = train.targets if task.problem_type == MULTI else np.eye(len(task.names))[train.targets.astype(int)]
+    strength = _best_strength(train_features, targets, task)
+    logits = _fit_probe(train_features, targets, features, strength)
+    return {
+        "num_train": len(train),
+        "num_records": len(held_out),
+        "C": strength,
+        **task_metrics(task, logits, held_out.targets),
+    }
+
+
+def _best_strength(features: np.ndarray, targets: np.ndarray, task: Task) -> float:
+    """Return the C with the best macro AUROC on the last tenth of the training records."""
+    cut = len(features) * 9 // 10
+
+    def score(strength: float) -> float:
+        return float(
+            np.nanmean(class_auroc(targets[cut:], _fit_probe(features[:cut], targets[:cut], features[cut:], strength)))
+        )
+
+    return max(PROBE_STRENGTHS, key=score)
+
+
+def _fit_probe(features: np.ndarray, targets: np.ndarray, new_features: np.ndarray, strength: float) -> np.ndarray:
+    """Return the decision values `(records, labels)` for `new_features`; 0 for labels with a single outcome in training."""
+    logits = np.zeros((len(new_features), targets.shape[1]), dtype=np.float32)
+    for label in tqdm(range(targets.shape[1]), desc=f"probe, C {strength}", unit="label", leave=False):
+        if 0 < targets[:, label].sum() < len(targets):
+            probe = LogisticRegression(C=strength, max_iter=200).fit(features, targets[:, label])
+            logits[:, label] = probe.decision_function(new_features)
+    return logits
+
+
+def load_backbone(checkpoint: str, *, weights: str, seed: int) -> AnyECGModel:
+    """Return the backbone of a checkpoint, "trained" or "random" (same configuration, new weights)."""
+    if weights == "trained":
+        return AnyECGModel.from_pretrained(checkpoint).eval()
+    set_seed(seed)
+    return AnyECGModel(AutoConfig.from_pretrained(checkpoint)).eval()
+
+
+def _run_probe(args: argparse.Namespace, sources, collator: ECGCollator) -> dict:
+    data_args = DataArguments(data=args.data)
+    task = build_task(args.task)
+    train = with_task(load_folds(sources, collator.extractor, TRAIN_FOLDS, args=data_args), task)
+    names = train.column("record_id")
+    order = sorted(range(len(train)), key=lambda index: spread_order(names[index]))
+    held_out = with_task(load_folds(sources, collator.extractor, args.folds, args=data_args), task)
+    backbone = load_backbone(args.checkpoint, weights=args.probe, seed=args.seed)
+    return {
+        "probe": args.probe,
+        "task": args.task,
+        **linear_probe(train.take(order[: args.probe_records]), held_out, backbone, collator, task),
+    }
+
+
+def _run_classifier(args: argparse.Namespace, sources, collator: ECGCollator) -> dict:
+    model = AnyECGForSequenceClassification.from_pretrained(args.checkpoint).eval()
+    task = task_of(model.config)
+    records = load_folds(sources, collator.extractor, args.folds, args=DataArguments(data=args.data))
+    if not args.same_records_as:
+        return classifier_report(model, with_task(records, task), collator, task, num_resamples=args.bootstrap)
+    other_args = DataArguments(data=[args.same_records_as])
+    others = load_folds(list_sources(other_args), collator.extractor, args.folds, args=other_args)
+    pair = common_records(records, others)
+    reports = [classifier_report(model, with_task(part, task), collator, task) for part in pair]
+    compared = {
+        name: abs(reports[0][name] - reports[1][name])
+        for name in ("macro_auroc", "superclass_auroc")
+        if name in reports[0]
+    }
+    return {"data": reports[0], "same_records_as": reports[1], "difference": compared}
+
+
+def common_records(first: ECGDataset, second: ECGDataset) -> tuple[ECGDataset, ECGDataset]:
+    """Return the records that both hold, in the same order.
+
+    Raises:
+        ValueError: they have no record in common.
+    """
+    places = [{name: index for index, name in enumerate(dataset.column("record_id"))} for dataset in (first, second)]
+    common = sorted(set(places[0]) & set(places[1]))
+    if not common:
+        raise ValueError("--data and --same_records_as hold no record of the same id in these folds.")
+    return tuple(
+        dataset.take([place[name] for name in common]) for dataset, place in zip((first, second), places, strict=True)
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="folder of a classifier, or of any backbone with --probe")
+    parser.add_argument("--data", nargs="+", required=True, help="as for the training commands")
+    parser.add_argument("--folds", nargs="+", type=int, default=[9], help="1-8 train, 9 validation, 10 test")
+    parser.add_argument("--same_records_as", help="folder whose records are compared with those of --data")
+    parser.add_argument("--bootstrap", type=int, default=0, help="resamples of patients for 95 %% intervals; 0 = none")
+    parser.add_argument("--probe", choices=("trained", "random"), help="linear probe on the frozen backbone instead")
+    parser.add_argument("--probe_records", type=int, default=6000, help="labelled records of folds 1-8 for the probe")
+    parser.add_argument("--task", default="statements", help="task of the probe")
+    parser.add_argument("--seed", type=int, default=0, help="of the random backbone")
+    parser.add_argument("--output", help="JSON file; default: results-fold9.json in the checkpoint, or probe-*.json")
+    args = parser.parse_args(argv)
+
+    sources = list_sources(DataArguments(data=args.data))
+    collator = ECGCollator(load_extractor(args.checkpoint))
+    report = _run_probe(args, sources, collator) if args.probe else _run_classifier(args, sources, collator)
+    name = f"probe-{args.probe}.json" if args.probe else f"results-fold{'-'.join(map(str, args.folds))}.json"
+    write_json(args.output or Path(args.checkpoint) / name, report)
+    print(json.dumps({key: value for key, value in report.items() if key != "labels"}, indent=2))
+
+
+if __name__ == "__main__":
+    run_command(main)

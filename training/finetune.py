@@ -1,0 +1,186 @@
+"""Fine-tune the backbone, or train it from scratch, on a labelled task:
+
+    accelerate launch -m training.finetune training/recipes/small_statements.yaml --data DIR --output_dir OUT
+
+The head's bias starts at the log odds of each label (with a zero bias training spends itself on pulling logits down). The
+checkpoint with the best figure on fold 9 is kept; then one temperature is folded into the head and one threshold a label
+chosen, both on fold 9, and everything is written as a folder that `pipeline("ecg-classification")` takes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import expit
+from transformers import set_seed
+
+from anyecg_hf.configuration_anyecg import AnyECGConfig
+from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
+
+from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
+from .checkpointing import load_extractor, save_final, write_json
+from .collate import AugmentationArguments, ECGCollator
+from .data import DataArguments, ECGDataset, load_splits, with_task
+from .inference import predict_logits
+from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
+from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
+from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
+from .trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TaskArguments:
+    """What is predicted; see `training/labels.py`."""
+
+    task: str = field(
+        default="statements",
+        metadata={
+            "help": "statements, superclass, superclass_single, subclass, diagnostic, form, rhythm, codes, age, sex"
+        },
+    )
+    min_positives: int = field(default=20, metadata={"help": "for --task codes: training records that a label needs"})
+
+
+def standardised(records: ECGDataset, mean: np.ndarray, std: np.ndarray) -> ECGDataset:
+    return records.with_targets(((records.targets - mean) / std).astype(np.float32))
+
+
+def build_model(model_args: ModelArguments, task: Task, targets: np.ndarray) -> AnyECGForSequenceClassification:
+    """Return the classifier, its backbone from `init_from` or new, its head new and started at the labels' frequencies."""
+    head = {"id2label": task.id2label, "label2id": task.label2id, "problem_type": task.problem_type}
+    if model_args.init_from:
+        model = AnyECGForSequenceClassification.from_pretrained(
+            model_args.init_from, new_head=True, **head, **model_args.overrides()
+        )
+    else:
+        config = AnyECGConfig.from_preset(model_args.preset, **model_args.overrides())
+        for name, value in head.items():
+            setattr(config, name, value)
+        model = AnyECGForSequenceClassification(config)
+    start_head(model.classifier, task, targets)
+    return model
+
+
+@torch.no_grad()
+def start_head(classifier: torch.nn.Linear, task: Task, targets: np.ndarray) -> None:
+    """Set the bias to the log odds (multi label) or log frequencies (single label) of the training targets."""
+    if task.problem_type == MULTI:
+        bias = log_odds(targets.mean(axis=0))
+    elif task.problem_type == SINGLE:
+        counts = np.bincount(targets.astype(int), minlength=len(task.names)) + 0.5
+        bias = np.log(counts / counts.sum())
+    else:
+        bias = np.zeros(len(task.names))
+    classifier.bias.copy_(torch.as_tensor(bias, dtype=classifier.bias.dtype))
+
+
+def build_trainer(model_args, extractor_args, data_args, augmentation, task_args, args) -> tuple[AnyECGTrainer, Task]:
+    """Return the trainer of one run and its task."""
+    if model_args.init_from:
+        extractor = load_extractor(model_args.init_from)
+    else:
+        extractor = AnyECGFeatureExtractor(**vars(extractor_args))
+    with args.main_process_first(desc="preparing records"):
+        train, held_out = load_splits(data_args, extractor, seed=args.seed)
+    task = build_task(task_args.task, train.column("codes"), min_positives=task_args.min_positives)
+    train, held_out = with_task(train, task), with_task(held_out, task)
+    set_seed(args.seed)
+    model = build_model(model_args, task, train.targets)
+    scale = _target_scale(task, train)
+    if scale is not None:
+        train, held_out = standardised(train, *scale), standardised(held_out, *scale)
+    if args.metric_for_best_model is None:
+        args.metric_for_best_model, args.greater_is_better = best_metric_of(task)
+    trainer = AnyECGTrainer(
+        model, args, train_dataset=train, eval_dataset=held_out, processing_class=extractor,
+        data_collator=ECGCollator(extractor, window_seconds=data_args.window_seconds, augmentation=augmentation),
+        compute_metrics=lambda prediction: _figures(task, prediction, scale),
+    )  # fmt: skip
+    trainer.target_scale = scale
+    return trainer, task
+
+
+def _target_scale(task: Task, train: ECGDataset) -> tuple[np.ndarray, np.ndarray] | None:
+    if task.problem_type != REGRESSION:
+        return None
+    return train.targets.mean(axis=0), np.maximum(train.targets.std(axis=0), 1e-6)
+
+
+def _figures(task: Task, prediction, scale) -> dict[str, float]:
+    logits, targets = prediction.predictions, prediction.label_ids
+    if scale is not None:
+        mean, std = scale
+        logits, targets = logits * std + mean, targets * std + mean
+    return task_metrics(task, logits, targets)
+
+
+def calibrate(trainer: AnyECGTrainer, task: Task) -> dict:
+    """Fold temperature or scale into the head and choose thresholds, all on fold 9; return what was done and measured."""
+    model = trainer.model
+    if task.problem_type == REGRESSION:
+        mean, std = trainer.target_scale
+        fold_in_scale(model.classifier, mean=mean, std=std)
+        trainer.eval_dataset = trainer.eval_dataset.with_targets(
+            (trainer.eval_dataset.targets * std + mean).astype(np.float32)
+        )
+        return {"target_mean": mean.tolist(), "target_std": std.tolist()}
+    targets = trainer.eval_dataset.targets
+    logits = predict_logits(model, trainer.eval_dataset, trainer.data_collator).astype(np.float64)
+    temperature = fit_temperature(logits, targets, problem_type=task.problem_type)
+    fold_in_temperature(model.classifier, temperature)
+    facts = {"temperature": temperature}
+    if task.problem_type == MULTI:
+        facts["ece_before"] = expected_calibration_error(targets, expit(logits))
+        facts |= _set_thresholds(model, task, targets, expit(logits / temperature))
+    return facts
+
+
+def _set_thresholds(model, task: Task, targets: np.ndarray, probabilities: np.ndarray) -> dict:
+    thresholds, is_own = choose_thresholds(targets, probabilities)
+    model.config.thresholds = thresholds
+    return {
+        "ece": expected_calibration_error(targets, probabilities),
+        "macro_f1": macro_f1(targets, probabilities, thresholds),
+        "labels_with_pooled_threshold": [name for name, own in zip(task.names, is_own, strict=True) if not own],
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    instances = parse_recipe(
+        argv,
+        (
+            ModelArguments,
+            ExtractorArguments,
+            DataArguments,
+            AugmentationArguments,
+            TaskArguments,
+            AnyECGTrainingArguments,
+        ),
+    )
+    args = instances[-1]
+    trainer, task = build_trainer(*instances)
+    if is_finished(trainer):
+        return
+    run_training(trainer, arguments=instances)
+    if trainer.is_world_process_zero():
+        report = {"steps": trainer.state.global_step, "best_checkpoint": trainer.state.best_model_checkpoint}
+        report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
+        report["calibration"] = calibrate(trainer, task)
+        logits = predict_logits(trainer.model, trainer.eval_dataset, trainer.data_collator)
+        report["evaluation"] = task_metrics(task, logits, trainer.eval_dataset.targets)
+        save_final(trainer.model, trainer.processing_class, args.output_dir)
+        write_json(Path(args.output_dir) / "results.json", report)
+        logger.info("fold 9: %s", report["evaluation"])
+    finish(trainer)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,318 @@
+"""The Trainer of all three stages, and how a command runs it: resume, stop on non-finite numbers, say that it is finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+from .checkpointing import finished_steps, last_checkpoint, mark_finished, save_arguments, steps_of
+from .data import EpochSampler
+
+logger = logging.getLogger(__name__)
+
+AVERAGE_FILE = "average.safetensors"
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient is NaN or infinite: the run cannot go on, the last checkpoint is kept."""
+
+
+class AnyECGTrainer(Trainer):
+    """`Trainer` with data that is random by (seed, epoch, record), parts of the loss in the log, a learning rate a layer,
+    an average of the weights, and a stop at the first non-finite loss or gradient.
+
+    Args:
+        logged (sequence of `str`): fields of the model's output that are logged beside the loss, as means.
+    """
+
+    def __init__(self, *args, logged: Sequence[str] = (), **kwargs):
+        super().__init__(*args, **kwargs)
+        self.logged = tuple(logged)
+        self._parts: dict[str, tuple[float, int]] = {}
+        self._sampler: EpochSampler | None = None
+        self.average = (
+            WeightAverage(self.model, self.args.weight_average_decay) if self.args.weight_average_decay else None
+        )
+        self.add_callback(_StepCallback(self))
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = EpochSampler(len(dataset), seed=seed)
+        return self._sampler
+
+    def set_data_epoch(self, epoch: int) -> None:
+        """Tell the sampler the epoch. Accelerate does so too, but not through every wrapper of a resumed run."""
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
+
+    # ------------------------------------------------------------------------------------------------------- loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}: training stops, checkpoints are kept. "
+                "Lower --learning_rate, raise --warmup_steps or lower --max_grad_norm; is a record damaged?"
+            )
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            self._note_parts(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note_parts(self, outputs) -> None:
+        for name in self.logged:
+            value, count = self._parts.get(name, (0.0, 0))
+            self._parts[name] = (value + outputs[name].detach().float(), count + 1)
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs = logs | {name: float(value / count) for name, (value, count) in self._parts.items()}
+            self._parts = {}
+        super().log(logs, start_time)
+
+    # -------------------------------------------------------------------------------------------------- optimizer
+
+    def get_decay_parameter_names(self, model):
+        """Return the matrices and kernels: vectors (biases, norms, scales, tokens) and embedding tables do not decay."""
+        return [name for name, value in model.named_parameters() if value.ndim >= 2 and "embedding" not in name]
+
+    def create_optimizer(self, model=None):
+        """Build the optimizer, with a learning rate for each layer where `layer_decay` is below 1."""
+        if self.optimizer is None and self.args.layer_decay < 1.0:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = optimizer_class(self._layer_groups(options["lr"]), **options)
+        return super().create_optimizer(model)
+
+    def _layer_groups(self, learning_rate: float) -> list[dict]:
+        decaying = set(self.get_decay_parameter_names(self.model))
+        depth = 1 + max((layer_of(name) or 0) for name, _ in self.model.named_parameters())
+        groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+        for name, value in self.model.named_parameters():
+            if value.requires_grad:
+                layer = layer_of(name)
+                groups.setdefault((depth if layer is None else layer, name in decaying), []).append(value)
+        return [
+            {
+                "params": values,
+                "lr": learning_rate * self.args.layer_decay ** (depth - layer),
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+            }
+            for (layer, decays), values in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        ]
+
+    # -------------------------------------------------------------------------------------------- weight averaging
+
+    def evaluate(self, *args, **kwargs):
+        with self.averaged_weights():
+            return super().evaluate(*args, **kwargs)
+
+    @contextmanager
+    def averaged_weights(self):
+        """Let the model hold the average of its weights for a while, where there is one."""
+        if self.average is None:
+            yield
+            return
+        with self.average.applied_to(self.model):
+            yield
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(output_dir or self.args.output_dir) / AVERAGE_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint) / AVERAGE_FILE)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.load(Path(self.state.best_model_checkpoint) / AVERAGE_FILE)
+
+
+class WeightAverage:
+    """Exponential average of the trainable weights, in float32; young averages follow faster: min(decay, (1+t)/(10+t))."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in _trainable(model)}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, step: int) -> None:
+        """Move the average towards the weights after optimizer step `step` (1, 2, ...)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        names = [name for name, _ in _trainable(model)]
+        torch._foreach_lerp_(
+            [self.values[name] for name in names], [value.detach() for _, value in _trainable(model)], 1 - decay
+        )
+
+    @contextmanager
+    def applied_to(self, model: nn.Module):
+        own = {name: value.detach().clone() for name, value in _trainable(model)}
+        self._write(model, self.values)
+        try:
+            yield
+        finally:
+            self._write(model, own)
+
+    def apply(self, model: nn.Module) -> None:
+        """Let the model hold the average for good."""
+        self._write(model, self.values)
+
+    def save(self, path: Path) -> None:
+        save_file({name: value.contiguous() for name, value in self.values.items()}, str(path))
+
+    def load(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing: the run was started without --weight_average_decay. Start it in a new folder."
+            )
+        stored = load_file(str(path))
+        for name, value in self.values.items():
+            value.copy_(stored[name])
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
+        for name, parameter in _trainable(model):
+            parameter.copy_(values[name])
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+
+
+def layer_of(name: str) -> int | None:
+    """Return the depth of a parameter: 0 embeddings, 1 ... the layers, None what comes after them (final norm, heads)."""
+    if "embeddings." in name:
+        return 0
+    match = re.search(r"encoder\.layers\.(\d+)\.", name)
+    return int(match.group(1)) + 1 if match else None
+
+
+class _StepCallback(TrainerCallback):
+    """What the Trainer's loop has no method for: epoch to the sampler, gradients looked at, average moved."""
+
+    def __init__(self, trainer: AnyECGTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.set_data_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        gradients = [value.grad for value in self.trainer.model.parameters() if value.grad is not None]
+        if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+            raise NonFiniteError(
+                f"A gradient of step {state.global_step + 1} is not finite: training stops before it is applied, checkpoints "
+                "are kept. Lower --learning_rate or raise --warmup_steps."
+            )
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.average is not None:
+            self.trainer.average.update(self.trainer.model, step=state.global_step + 1)
+
+
+# ------------------------------------------------------------------------------------------------- running a command
+
+
+def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
+    """Train from the newest checkpoint of the output folder, or from the start, to the end; weights end in `trainer.model`.
+
+    A run whose last checkpoint is already at the last step is only loaded (it was stopped while its results were written).
+    """
+    args = trainer.args
+    if trainer.is_world_process_zero():
+        save_arguments(args.output_dir, _plain(arguments))
+    checkpoint = last_checkpoint(args.output_dir)
+    if checkpoint is not None and steps_of(checkpoint) >= total_steps(trainer):
+        _load_trained(trainer, checkpoint)
+    else:
+        if checkpoint is not None:
+            logger.info("going on from %s, step %d", checkpoint, steps_of(checkpoint))
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.average is not None:
+        trainer.average.apply(trainer.model)
+    # without the precision wrapper of training: results are measured in float32, as users run the model
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps that the arguments ask for."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    steps_per_epoch = max(1, math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps))
+    return math.ceil(args.num_train_epochs * steps_per_epoch)
+
+
+def _load_trained(trainer: AnyECGTrainer, checkpoint: str) -> None:
+    logger.info("training was complete at %s, step %d", checkpoint, steps_of(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    trainer._load_from_checkpoint(checkpoint)
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+
+
+def is_finished(trainer: Trainer) -> bool:
+    """Return whether the run in the output folder has ended at the steps asked for, and say so."""
+    done = finished_steps(trainer.args.output_dir)
+    if done is None or done < total_steps(trainer):
+        return False
+    logger.info(
+        "%s is finished (%d steps): nothing to do. Another --output_dir starts anew.", trainer.args.output_dir, done
+    )
+    return True
+
+
+def finish(trainer: AnyECGTrainer) -> None:
+    """Mark the run as finished, after its model and results are written."""
+    if trainer.is_world_process_zero():
+        mark_finished(trainer.args.output_dir, steps=total_steps(trainer))
+        logger.info("finished: %s", trainer.args.output_dir)
+
+
+def start_logging() -> None:
+    """Log progress to standard error: this project's messages, and the warnings of the libraries."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in ("training", "tokenization", "anyecg_hf", "__main__"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    transformers_logging.set_verbosity_warning()
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Run `main` on the command line. A mistake of the user or a stop for non-finite numbers ends with one line, code 1."""
+    start_logging()
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError, NonFiniteError) as error:
+        if os.environ.get("ANYECG_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error} (ANYECG_TRACEBACK=1 shows where)")
+
+
+def _plain(arguments: Sequence) -> dict:
+    """Return all argument dataclasses as one dictionary (`TrainingArguments` masks its tokens)."""
+    merged: dict = {}
+    for instance in arguments:
+        merged |= instance.to_dict() if isinstance(instance, TrainingArguments) else dataclasses.asdict(instance)
+    return merged
