@@ -114,8 +114,8 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     def presets(cls):
         deep_stem = {"stem_channels": (64, 128, 192, 192)}
         return {
-            "tiny": _size(128, 4, 2, stem_channels=(32, 48, 64, 64)),  # under 1 M parameters
-            "small": _size(192, 6, 3),  # about 3 M
+            "tiny": _size(128, 4, 2, stem_channels=(32, 48, 64, 64), initializer_range=0.05),  # under 1 M parameters
+            "small": _size(192, 6, 3, initializer_range=0.05),  # about 3 M
             "medium": _size(384, 8, 6, **deep_stem),
             "base": _size(768, 12, 12, **deep_stem),
             "large": _size(1024, 24, 16, **deep_stem),

@@ -120,7 +120,8 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
         return codes
 
     def _tensor(self, array):
-        return torch.as_tensor(array, device=self.quantizer.device)[None]
+        # copied: where an array happens to begin in memory must not decide between two codes that are equally near
+        return torch.tensor(array, device=self.quantizer.device)[None]
 
     def _require_quantizer(self):
         if self._quantizer is None:

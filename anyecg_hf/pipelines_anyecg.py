@@ -10,7 +10,7 @@ import os
 import numpy as np
 import torch
 from scipy.special import expit, softmax
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
     AutoModelForMaskedImageModeling,
@@ -21,12 +21,20 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
+from .checkpoint_code import InstalledPipelines, pipelines_in_config
+from .configuration_anyecg import AnyECGConfig
 from .leads import LEAD_IDS, LIMB_LEADS_FROM_I_AND_II, derive_limb_leads, resolve_lead_names
 from .quality_report import quality_report, warn_of_masks
+from .record_input import as_list_of_records
 from .records import read_record
 
 _LIBRARY_OPTIONS = {"local_files_only"}  # the library hands these on to every pipeline
 _PREPROCESS, _FORWARD, _POSTPROCESS = range(3)
+_FUNCTIONS = {
+    "multi_label_classification": "sigmoid",
+    "single_label_classification": "softmax",
+    "regression": "none",
+}
 _MEASURED, _DERIVED, _RESTORED, _UNKNOWN = range(4)  # where a sample of a reconstruction comes from
 
 
@@ -69,6 +77,7 @@ class ECGPipeline(Pipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._refuse_unfit()
+        self.model.eval()  # a model that was just built or trained still drops out at random
 
     def __call__(self, inputs, *, num_workers=None, batch_size=None, **options):
         """Return the result for one record, a list of results for a list, an iterator for anything that is read as it goes."""
@@ -92,7 +101,7 @@ class ECGPipeline(Pipeline):
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
         """Return an iterable over results; the library's own pads a batch along the leads, ours leaves that to the extractor."""
         is_sized = isinstance(inputs, collections.abc.Sized)
-        dataset = PipelineDataset if is_sized else _Stream
+        dataset = PipelineDataset if is_sized else PipelineIterator
         loader = DataLoader(
             dataset(inputs, self.preprocess, preprocess_params),
             batch_size=batch_size,
@@ -143,7 +152,8 @@ class ECGPipeline(Pipeline):
         """Return the items as one batch of tensors on the model's device, in its precision."""
         items = [{key: value for key, value in item.items() if key not in ("quality", "source")} for item in items]
         batch = self.feature_extractor.pad(items, return_tensors="pt").to(self.device)
-        batch["input_values"] = batch["input_values"].to(self.model.dtype)
+        # copied: results differ in the last digit with where an array happens to begin in memory
+        batch["input_values"] = batch["input_values"].to(self.model.dtype, copy=True)
         return batch
 
     def _run(self, items):
@@ -170,7 +180,7 @@ class ECGPipeline(Pipeline):
     def save_pretrained(self, save_directory, **kwargs):
         """Save model, feature extractor and the code of the pipelines; for `kwargs` see `PreTrainedModel.save_pretrained`."""
         os.makedirs(save_directory, exist_ok=True)
-        self.model.config.custom_pipelines = custom_pipelines()
+        self.model.config.custom_pipelines = pipelines_in_config()
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.feature_extractor.save_pretrained(save_directory, **kwargs)
@@ -189,9 +199,9 @@ class ECGClassificationPipeline(ECGPipeline):
         return_quality (`bool`): give a dict of `findings`, `quality` (see `quality_report`) and `record_name`.
 
     Returns:
-        list of dicts, highest score first: `label`; `score`; `threshold` from which it counts as positive, 0.5 where none is
-        stored; `positive`. A single-label result without thresholds has `threshold` None and its highest score is positive; a
-        regression has neither: both are None, `score` is the value.
+        list of dicts, highest score first: `label`; `score`; `threshold` from which it counts as positive (multi label: 0.5
+        where none is stored); `positive`. Single label without thresholds: `threshold` None, the highest score is positive.
+        Regression: `score` is the value, `threshold` and `positive` are None. Stored thresholds belong to the default function.
 
     Example:
         >>> pipe = pipeline("ecg-classification", model="checkpoints/anyecg-small-statements")  # doctest: +SKIP
@@ -209,7 +219,7 @@ class ECGClassificationPipeline(ECGPipeline):
         if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}; accepted are whole numbers above 0, and None for all labels.")
         if given.get("thresholds") is not None:
-            self._thresholds(given["thresholds"])
+            self._refuse_thresholds(given["thresholds"])
         return super()._sanitize_parameters(**given)
 
     def _run(self, items):
@@ -236,45 +246,46 @@ class ECGClassificationPipeline(ECGPipeline):
         return findings
 
     def _default_function(self):
-        problem_type, num_labels = self.model.config.problem_type, self.model.config.num_labels
-        functions = {
-            "multi_label_classification": "sigmoid",
-            "single_label_classification": "softmax",
-            "regression": "none",
-        }
-        if problem_type not in functions:
+        """Return the function that belongs to `config.problem_type`; an error where that is not stored."""
+        config = self.model.config
+        if config.problem_type not in _FUNCTIONS:
             raise ValueError(
-                f"config.problem_type is {problem_type!r} and there are {num_labels} labels: scores may mean several findings at "
-                'once or one of several. Pass function_to_apply="sigmoid", "softmax" or "none", or store problem_type.'
+                f"config.problem_type is {config.problem_type!r}, and the scores of {config.num_labels} labels may mean several "
+                f'findings at once, one of several, or values. Pass function_to_apply="sigmoid", "softmax" or "none", or store one '
+                f"of {', '.join(_FUNCTIONS)} in the configuration."
             )
-        return functions[problem_type]
+        return _FUNCTIONS[config.problem_type]
 
     def _decide(self, scores, function, given):
-        """Return `(thresholds, positive)`, each a list with one entry a label."""
-        is_stated = given is not None or self.model.config.thresholds is not None
-        if function == "none" and not is_stated:
-            return [None] * len(scores), [None] * len(scores)
-        if function == "softmax" and not is_stated:
-            return [None] * len(scores), [i == scores.argmax() for i in range(len(scores))]
-        thresholds = self._thresholds(given)
-        return thresholds, [bool(score >= threshold) for score, threshold in zip(scores, thresholds)]
+        """Return `(thresholds, positive)`, each with one entry a label: None where no threshold applies."""
+        thresholds = self._thresholds(function, given)
+        if function == "softmax" and all(threshold is None for threshold in thresholds):
+            return thresholds, [i == scores.argmax() for i in range(len(scores))]
+        pairs = zip(scores, thresholds, strict=True)
+        return thresholds, [None if threshold is None else bool(score >= threshold) for score, threshold in pairs]
 
-    def _thresholds(self, given):
-        """Return one threshold a label: the given ones over the stored ones over 0.5."""
-        labels, stored = self.model.config.id2label, self.model.config.thresholds
-        stored = [0.5] * len(labels) if stored is None else [float(threshold) for threshold in stored]
-        if given is None:
-            return stored
+    def _thresholds(self, function, given):
+        """Return one threshold a label: the given one, else the stored one if it was made for this function, else 0.5 or None."""
+        config, labels = self.model.config, self.model.config.id2label
+        thresholds = [0.5 if function == "sigmoid" else None] * len(labels)
+        if config.thresholds is not None and _FUNCTIONS.get(config.problem_type) == function:
+            thresholds = [float(threshold) for threshold in config.thresholds]
         if isinstance(given, dict):
-            unknown = set(given) - set(labels.values())
-            if unknown:
-                raise ValueError(f"thresholds names {sorted(unknown)}; the labels are {', '.join(labels.values())}.")
-            return [float(given.get(labels[i], stored[i])) for i in range(len(labels))]
-        if np.isscalar(given):
-            return [float(given)] * len(labels)
-        if len(given) != len(labels):
-            raise ValueError(f"{len(given)} thresholds for {len(labels)} labels; pass one each, in the order of id2label.")
-        return [float(threshold) for threshold in given]
+            return [float(given[labels[i]]) if labels[i] in given else thresholds[i] for i in range(len(labels))]
+        if given is None:
+            return thresholds
+        return [float(given)] * len(labels) if np.isscalar(given) else [float(threshold) for threshold in given]
+
+    def _refuse_thresholds(self, given):
+        labels = list(self.model.config.id2label.values())
+        unknown = sorted(set(given) - set(labels)) if isinstance(given, dict) else []
+        if unknown:
+            raise ValueError(f"thresholds names {', '.join(unknown)}; the labels are {', '.join(labels)}.")
+        if not np.isscalar(given) and not isinstance(given, dict) and len(given) != len(labels):
+            raise ValueError(
+                f"{len(given)} thresholds for {len(labels)} labels; pass one for all, one each in the order of id2label, or a "
+                "dict of some."
+            )
 
 
 class ECGFeatureExtractionPipeline(ECGPipeline):
@@ -431,26 +442,8 @@ def register_pipelines():
     """Make `transformers.pipeline` know the tasks; done by `import anyecg_hf`, and once only."""
     for task, (pipeline_class, auto_class) in TASKS.items():
         if PIPELINE_REGISTRY.supported_tasks.get(task, {}).get("impl") is not pipeline_class:
-            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=auto_class, type="multimodal")
-
-
-def custom_pipelines():
-    """Return the entry `custom_pipelines` of a config.json: where `trust_remote_code` finds the pipelines."""
-    module = __name__.split(".")[-1]
-    return {
-        task: {"impl": f"{module}.{pipeline_class.__name__}", "pt": [auto_class.__name__], "type": "multimodal"}
-        for task, (pipeline_class, auto_class) in TASKS.items()
-    }
-
-
-class _Stream(PipelineIterator):
-    """`PipelineIterator` that a DataLoader's worker may hold: it starts anew with each pass."""
-
-    def __iter__(self):
-        worker = get_worker_info()
-        if worker is not None and worker.id > 0:
-            return iter(())
-        return (self.infer(item, **self.params) for item in self.loader)
+            PIPELINE_REGISTRY.register_pipeline(task, pipeline_class=pipeline_class, pt_model=auto_class)
+    AnyECGConfig.custom_pipelines = InstalledPipelines()
 
 
 class _Results(collections.abc.Iterable):
@@ -474,19 +467,12 @@ class _Results(collections.abc.Iterable):
 def _as_many(inputs):
     """Return `inputs` if they are several records - a list for one in memory -, None if they are one."""
     if isinstance(inputs, (list, tuple)):
-        is_one = len(inputs) > 0 and (np.isscalar(inputs[0]) and not isinstance(inputs[0], str) or _is_row(inputs[0]))
-        return None if is_one else list(inputs)
+        records = as_list_of_records(inputs) if len(inputs) else []
+        return None if records and records[0] is inputs else records
     is_one = isinstance(inputs, (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor)) or hasattr(inputs, "lead_names")
     if is_one or not (isinstance(inputs, collections.abc.Iterable) or hasattr(inputs, "__getitem__")):
         return None
     return inputs
-
-
-def _is_row(first):
-    """The first row of a record, not the first of several records."""
-    if isinstance(first, (list, tuple)):
-        return len(first) > 0 and np.isscalar(first[0]) and not isinstance(first[0], str)
-    return getattr(first, "ndim", None) == 1
 
 
 def _read(record):

@@ -260,7 +260,7 @@ def quality_flags(signal, missing, saturated, edges):
     # the second term: rounding of the squares when a lead wanders far from zero
     flags = np.where(variance < FLAT_STD_MV**2 + 1e-12 * mean**2, int(QualityFlag.FLAT), 0)
     for where, flag in ((missing, QualityFlag.MISSING), (saturated, QualityFlag.SATURATED)):
-        if where.any():
+        if where[:, inside].any():
             flags |= np.logical_or.reduceat(where[:, inside], starts, axis=1) * int(flag)
     flags[(flags & int(QualityFlag.MISSING)) != 0] &= ~int(QualityFlag.FLAT)  # what bridges a gap says nothing
     return flags.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Headers of WFDB records, `read_header(path) -> WfdbHeader`: each field is parsed whole; what does not fit is an error.
+"""Headers of WFDB records, `read_header(path) -> WfdbHeader`: each field is parsed whole, or refused as an error.
 
 Source: header(5) of the WFDB Applications Guide. Date and time are not used and not checked. Nor is the name in the
 record line: most headers of the Georgia set say `E07500.mat` where `E07500` is meant.

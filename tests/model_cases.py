@@ -95,7 +95,16 @@ def make_model(case, seed=0, **overrides):
             if case is QUANTIZER:
                 model.band_mean.normal_(std=0.1)
                 model.band_std.uniform_(0.5, 2.0)
+                spread_codes(model.eval(), make_batch(6, 3, 4, seed=99))
     return model.eval()
+
+
+def spread_codes(model, batch):
+    """Start the codebook of a quantizer on the vectors of `batch`, so that patches get many different codes."""
+    with torch.no_grad():
+        vectors, mask = model.encode_vectors(**batch)
+    model.vector_quantizer.initialize(vectors[mask], generator=torch.Generator().manual_seed(0))
+    return model
 
 
 def make_batch(num_records=2, num_leads=3, num_patches=3, seed=0):

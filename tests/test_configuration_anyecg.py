@@ -111,7 +111,7 @@ def test_bins_and_groups_that_do_not_divide_are_refused_with_their_name(config_c
 @both
 def test_a_stem_without_channels_is_refused(config_class):
     with pytest.raises(StrictDataclassClassValidationError, match="stem_channels"):
-        config_class(stem_channels=(32, 0, 64), stem_kernel_sizes=(25, 6, 6), stem_strides=(5, 2, 2))
+        config_class(stem_channels=(32, 0, 64), stem_kernel_sizes=(25, 6, 6), stem_strides=(5, 2, 2), stem_bins=5)
 
 
 @both
@@ -202,6 +202,7 @@ def test_the_json_gives_the_same_configuration_back(config_class, tmp_path):
         stem_channels=[16, 24],
         stem_kernel_sizes=(15, 6),
         stem_strides=(3, 2),
+        stem_bins=5,
         sparse_attention_config=PATTERN,
     )
     config.save_pretrained(tmp_path)

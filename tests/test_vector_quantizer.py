@@ -73,6 +73,15 @@ def test_half_precision_vectors_get_the_codes_of_their_own_values():
     assert quantizer.lookup(vectors).tolist() == nearest(vectors.float(), quantizer.codebook)
 
 
+def test_autocast_does_not_coarsen_the_lookup():
+    """Mixed-precision training must see the codes that inference sees."""
+    quantizer, vectors = make_quantizer(size=256, dim=8), some_vectors(2000, 8)
+    expected = quantizer.lookup(vectors)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = quantizer.lookup(vectors)
+    assert torch.equal(found, expected)
+
+
 # Losses and gradients
 
 
@@ -264,8 +273,8 @@ def test_k_means_with_fewer_vectors_than_codes_is_an_error():
 
 
 def narrow_batch(num=30):
-    """Vectors around one direction: most codes get none of them."""
-    return torch.tensor([1.0, 0, 0, 0]) + 0.05 * some_vectors(num, 4)
+    """Vectors around one direction: one code gets all of them."""
+    return torch.tensor([1.0, 0, 0, 0]) + 0.001 * some_vectors(num, 4)
 
 
 def test_a_code_out_of_use_is_moved_onto_a_vector_of_the_batch():
@@ -278,7 +287,8 @@ def test_a_code_out_of_use_is_moved_onto_a_vector_of_the_batch():
         quantizer(narrow_batch(), valid)
         steps += 1
         assert steps < 10
-    assert quantizer.num_restarts == dead.sum() and steps == 3 + 1  # share 1/6, 1/12 (not under half), 1/24, ...
+    assert quantizer.num_restarts == dead.sum() == 5
+    assert steps == 4  # shares 1/12 (half of 1/6: not less), then 1/24, 1/48, 1/96: three steps in a row
     cosines = unit(quantizer.codebook[dead]) @ unit(narrow_batch()).T
     np.testing.assert_allclose(cosines.max(-1), 1, atol=1e-6)
     assert (quantizer.code_share[dead] == 1 / 6).all() and (quantizer.steps_unused[dead] == 0).all()

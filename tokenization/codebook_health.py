@@ -2,8 +2,9 @@
 
     python -m tokenization.codebook_health --checkpoint DIR --data DIR
 
-The bar is k-means on raw patches with as many codes (measured on the same patches): a codebook that does not pass it has
-learned less than ten seconds of clustering would give. Figures by range third show whether small patches are thrown away.
+The bar is k-means on raw patches with as many codes, measured on the same patches: a codebook that does not pass it
+has learned less than a minute of clustering would give. Figures by thirds of the patches' range show whether small
+patches are thrown away.
 """
 
 from __future__ import annotations

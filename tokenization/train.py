@@ -4,7 +4,8 @@
 
 First a few steps as a plain autoencoder, then k-means on its vectors starts the codebook (a random codebook collapses),
 then the quantizer proper. The output folder ends as a rhythm tokenizer: `AutoModel` gives the quantizer,
-`AutoFeatureExtractor` the extractor that returns `rhythm_codes`. The same command again goes on from the last checkpoint.
+`AutoFeatureExtractor` the extractor that returns `rhythm_codes`. The same command again goes on from the last
+checkpoint.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .checkpointing import project_path
+
 
 @dataclass
 class AnyECGTrainingArguments(TrainingArguments):
@@ -55,6 +57,10 @@ class ModelArguments:
     init_from: str | None = field(
         default=None, metadata={"help": "folder of a trained model to start from; none = scratch"}
     )
+
+    def __post_init__(self):
+        if self.init_from:
+            self.init_from = project_path(self.init_from)
 
     def overrides(self) -> dict:
         """Return the configuration overrides as a dictionary."""

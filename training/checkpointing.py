@@ -86,6 +86,12 @@ def save_final(model: PreTrainedModel, extractor, output_dir: str | Path) -> Non
     logger.info("model saved in %s", output_dir)
 
 
+def project_path(path: str) -> str:
+    """Return `path`, or the same path below the project's root where only that exists: recipes name folders so."""
+    at_root = Path(__file__).resolve().parent.parent / path
+    return str(at_root) if not Path(path).exists() and at_root.exists() else path
+
+
 def load_extractor(folder: str | Path) -> AnyECGFeatureExtractor:
     """Return the plain feature extractor of a checkpoint; of a rhythm tokenizer its waveform part, without the codes.
 

@@ -68,7 +68,7 @@ class ECGCollator:
         self.mask_ratio, self.mask_pattern, self.with_demography = mask_ratio, mask_pattern, with_demography
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """Return `input_values` `(B, L, T)`, `lead_ids` `(B, L)`, `attention_mask` `(B, L, P)` and what else was asked for."""
+        """Return `input_values` (B, L, T), `lead_ids` (B, L), `attention_mask` (B, L, P) and what was asked for."""
         features = [self._features(item) for item in items]
         self._drop_leads(features, items)
         if self.mask_ratio is not None:
@@ -82,7 +82,7 @@ class ECGCollator:
         return batch | (self._demography(items) if self.with_demography else {})
 
     def _features(self, item: dict) -> dict[str, np.ndarray]:
-        """Return one record as the extractor's `pad` takes it: cut or shifted, in millivolt, altered where it has a seed."""
+        """Return one record as the extractor's `pad` takes it: in millivolt, cut, altered where it has a seed."""
         generator = _generator(item, "window")
         steps, mask = self._window(item["steps"], item["mask"], generator)
         values = steps * np.float32(item["step_mv"])
@@ -91,7 +91,7 @@ class ECGCollator:
         return {"input_values": values, "lead_ids": item["lead_ids"], "attention_mask": mask.astype(np.int64)}
 
     def _window(self, steps: np.ndarray, mask: np.ndarray, generator) -> tuple[np.ndarray, np.ndarray]:
-        """Return samples and mask of a window that begins at a patch, moved by a part of a patch where that is asked for."""
+        """Return samples and mask of a window that begins at a patch, shifted where that is asked for."""
         surplus = mask.shape[1] - self.window_patches
         if surplus > 0:
             first = surplus // 2 if generator is None else int(generator.integers(surplus + 1))
@@ -134,7 +134,7 @@ class ECGCollator:
         return values
 
     def _drop_leads(self, features: list[dict], items: Sequence[dict]) -> None:
-        """Remove leads from a whole batch: the first item's seed says whether and how many, each item's own says which."""
+        """Remove leads of a whole batch: the first item's seed says whether and how many, each item's own which."""
         probability = self.augmentation.lead_subset_probability
         first = _generator(items[0], "leads")
         if first is None or probability == 0 or first.random() >= probability:

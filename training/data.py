@@ -1,279 +1,27 @@
-"""Records prepared once and read fast: every record goes through the feature extractor and into a ragged memory map.
-
-A cache is a folder `<key>/` below `$ANYECG_CACHE` (default: `anyecg` in the cache of the `datasets` library):
-
-    signals.int16    all records one after the other, each (num_leads, num_samples), `step_mv` a step
-    mask.uint8       attention masks in the same order, each (num_leads, num_patches)
-    records.parquet  one row a record: ids, fold, age, sex, weight, codes, lead_ids, num_samples, place in the maps
-    meta.json        extractor configuration, step, source, records that could not be prepared and why
-
-The key follows from the source files, the records chosen, the extractor's configuration and the preparation code, so
-a change of any of them prepares anew. The folder is written under another name and renamed when whole.
-"""
+"""Data sets of the training commands: records of some folds, their targets, and an order that a restart repeats."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import logging
-import multiprocessing
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
-from anyecg_hf import feature_extraction_anyecg, leads, signal_ops
+from anyecg_hf import simulate
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
 from .corpora import RecordEntry, list_records
-from .corpora.entry import plausible_age
 from .corpora.simulated import list_simulated
 from .labels import Task, encode_all
+from .record_store import RecordStore, prepare_records, source_fingerprint
 from .splits import TRAIN_FOLDS, VALIDATION_FOLDS, spread_order
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
-DEFAULT_RANGE_MV = 30.0  # of int16 where the extractor does not clip
-MAX_SHARE_UNREADABLE = 0.5
 LABEL_COLUMNS = ("codes", "age", "sex")
-
-
-# ---------------------------------------------------------------------------------------------------- preparation
-
-
-def prepare_records(
-    entries: Sequence[RecordEntry],
-    extractor: AnyECGFeatureExtractor,
-    *,
-    source: str,
-    cache_dir: str | Path | None = None,
-    num_proc: int = 2,
-) -> RecordStore:
-    """Return the prepared records, from the cache where they are already there.
-
-    Args:
-        entries: records of one corpus, in the order in which they are stored.
-        extractor: turns a record into model input; its configuration is part of the cache key.
-        source (`str`): what identifies the files (`source_fingerprint`), or any text for generated records.
-        cache_dir: see the module's text.
-        num_proc (`int`): processes that read and filter.
-
-    Raises:
-        ValueError: no entries, or more than half of them cannot be read or extracted.
-    """
-    if not entries:
-        raise ValueError(f"No records to prepare from {source!r}: check --data and the folds asked for.")
-    key = _cache_key(entries, extractor, source)
-    folder = default_cache_dir(cache_dir) / key
-    if not (folder / "meta.json").is_file():
-        _write_cache(folder, entries, extractor, source=source, num_proc=num_proc)
-    return RecordStore(folder)
-
-
-def default_cache_dir(cache_dir: str | Path | None = None) -> Path:
-    """Return `cache_dir`, else `$ANYECG_CACHE`, else `anyecg` inside the cache of the `datasets` library."""
-    if cache_dir or os.environ.get("ANYECG_CACHE"):
-        return Path(cache_dir or os.environ["ANYECG_CACHE"]).expanduser()
-    from datasets import config
-
-    return Path(config.HF_DATASETS_CACHE) / "anyecg"
-
-
-def source_fingerprint(folder: str | Path) -> str:
-    """Return a digest of the names, sizes and times of all files below `folder`; its own path does not count."""
-    folder, digest = Path(folder), hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        status = path.stat()
-        digest.update(f"{path.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _cache_key(entries: Sequence[RecordEntry], extractor: AnyECGFeatureExtractor, source: str) -> str:
-    readers = sorted({inspect.getmodule(entry.reader) for entry in entries}, key=lambda module: module.__name__)
-    code = "".join(inspect.getsource(module) for module in (feature_extraction_anyecg, signal_ops, leads, *readers))
-    parts = [
-        str(CACHE_FORMAT), source, _extractor_json(extractor), code,
-        "\n".join(f"{entry.record_id}|{entry.fold}|{entry.codes}" for entry in entries),
-    ]  # fmt: skip
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def _extractor_json(extractor: AnyECGFeatureExtractor) -> str:
-    return json.dumps(extractor.to_dict(), sort_keys=True, default=str)
-
-
-def _write_cache(folder: Path, entries, extractor, *, source: str, num_proc: int) -> None:
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    try:
-        _fill_cache(unfinished, entries, extractor, source=source, num_proc=num_proc)
-        _rename_or_yield(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _rename_or_yield(unfinished: Path, folder: Path) -> None:
-    try:
-        os.rename(unfinished, folder)
-    except OSError:
-        if not (folder / "meta.json").is_file():  # another process was not faster: a real error
-            raise
-
-
-def _fill_cache(folder: Path, entries, extractor, *, source: str, num_proc: int) -> None:
-    step_mv = (getattr(extractor, "clip_mv", None) or DEFAULT_RANGE_MV) / 32767
-    rows, unreadable = [], {}
-    place_signal = place_mask = 0
-    with open(folder / "signals.int16", "wb") as signals, open(folder / "mask.uint8", "wb") as masks:
-        for entry, prepared in _prepare_all(entries, extractor, step_mv, num_proc):
-            if isinstance(prepared, str):
-                unreadable[entry.record_id] = prepared
-                continue
-            signals.write(prepared.signal.tobytes())
-            masks.write(prepared.mask.tobytes())
-            rows.append(prepared.row | {"signal_start": place_signal, "mask_start": place_mask})
-            place_signal, place_mask = place_signal + prepared.signal.size, place_mask + prepared.mask.size
-    _report_unreadable(unreadable, len(entries), source)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), folder / "records.parquet")
-    meta = {
-        "format": CACHE_FORMAT, "step_mv": step_mv, "source": source, "num_records": len(rows),
-        "extractor": json.loads(_extractor_json(extractor)), "unreadable": unreadable,
-    }  # fmt: skip
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-
-
-def _schema() -> pa.Schema:
-    text, integer, real = pa.string(), pa.int64(), pa.float32()
-    return pa.schema(
-        [
-            ("record_id", text), ("patient_id", text), ("fold", pa.int8()), ("age", real), ("sex", text),
-            ("weight", real), ("codes", pa.list_(text)), ("lead_ids", pa.list_(pa.int8())), ("num_samples", integer),
-            ("num_patches", integer), ("signal_start", integer), ("mask_start", integer),
-        ]
-    )  # fmt: skip
-
-
-def _report_unreadable(unreadable: dict[str, str], num_entries: int, source: str) -> None:
-    if not unreadable:
-        return
-    name, reason = next(iter(unreadable.items()))
-    text = f"{len(unreadable)} of {num_entries} records could not be prepared, the first is {name!r}: {reason}"
-    if len(unreadable) > MAX_SHARE_UNREADABLE * num_entries:
-        raise ValueError(f"{text} Nothing was cached; check the data (source {source[:80]}).")
-    logger.warning("%s They are left out; meta.json in the cache lists all.", text)
-
-
-def _prepare_all(entries, extractor, step_mv: float, num_proc: int) -> Iterator[tuple]:
-    """Yield `(entry, PreparedRecord or the reason why not)` in the order of `entries`, with a progress bar."""
-    work = partial(_prepare_one, extractor=extractor, step_mv=step_mv)
-    bar = partial(tqdm, total=len(entries), desc="preparing records", unit="record", mininterval=1.0)
-    if num_proc <= 1 or len(entries) < 64:
-        yield from zip(entries, bar(map(work, entries)), strict=True)
-        return
-    with multiprocessing.get_context("fork" if os.name == "posix" else "spawn").Pool(num_proc) as pool:
-        yield from zip(entries, bar(pool.imap(work, entries, chunksize=16)), strict=True)
-
-
-@dataclass
-class PreparedRecord:
-    signal: np.ndarray  # int16 (num_leads, num_samples)
-    mask: np.ndarray  # uint8 (num_leads, num_patches)
-    row: dict
-
-
-def _prepare_one(entry: RecordEntry, *, extractor, step_mv: float) -> PreparedRecord | str:
-    try:
-        record = entry.read()
-        features = extractor(record)
-        return _pack(entry, record, features, step_mv)
-    except (ValueError, TypeError, OSError) as error:  # what readers and the extractor promise for bad records
-        return f"{type(error).__name__}: {error}"
-
-
-def _pack(entry: RecordEntry, record, features, step_mv: float) -> PreparedRecord:
-    values = np.asarray(features["input_values"][0], dtype=np.float32)  # (leads, samples), mV
-    mask = np.asarray(features["attention_mask"][0], dtype=np.uint8)  # (leads, patches)
-    steps = np.clip(np.rint(values / step_mv), -32767, 32767).astype(np.int16)
-    row = _facts(entry, record) | {
-        "lead_ids": [int(lead) for lead in np.asarray(features["lead_ids"][0])],
-        "num_samples": values.shape[1],
-        "num_patches": mask.shape[1],
-    }
-    return PreparedRecord(steps, mask, row)
-
-
-def _facts(entry: RecordEntry, record) -> dict:
-    codes = entry.codes if entry.codes is not None else tuple(record.diagnosis_codes or ())
-    return {
-        "record_id": entry.record_id,
-        "patient_id": entry.patient_id,
-        "fold": entry.fold,
-        "age": entry.age if entry.age is not None else plausible_age(record.age),
-        "sex": entry.sex or record.sex,
-        "weight": entry.weight,
-        "codes": list(codes),
-    }
-
-
-# -------------------------------------------------------------------------------------------------------- reading
-
-
-class RecordStore:
-    """Prepared records of one cache folder, read by row without loading the whole."""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.meta = json.loads((self.folder / "meta.json").read_text())
-        self.step_mv = float(self.meta["step_mv"])
-        table = pq.read_table(self.folder / "records.parquet")
-        self.columns = {name: table[name].to_pylist() for name in table.column_names}
-        self._lead_ids = [np.array(ids, dtype=np.int64) for ids in self.columns["lead_ids"]]
-        self._maps: tuple[np.ndarray, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return len(self._lead_ids)
-
-    def __getstate__(self) -> dict:  # a worker process opens the maps itself instead of being sent their content
-        return self.__dict__ | {"_maps": None}
-
-    def steps(self, row: int) -> np.ndarray:
-        """Return int16 `(num_leads, num_samples)`, `step_mv` millivolt a step: a view into the map."""
-        shape = (len(self._lead_ids[row]), self.columns["num_samples"][row])
-        return _view(self._open()[0], self.columns["signal_start"][row], shape)
-
-    def mask(self, row: int) -> np.ndarray:
-        """Return uint8 `(num_leads, num_patches)`, 1 = usable: a view into the map."""
-        shape = (len(self._lead_ids[row]), self.columns["num_patches"][row])
-        return _view(self._open()[1], self.columns["mask_start"][row], shape)
-
-    def lead_ids(self, row: int) -> np.ndarray:
-        return self._lead_ids[row]
-
-    def signal(self, row: int) -> np.ndarray:
-        """Return float32 `(num_leads, num_samples)` in millivolt at the model's rate."""
-        return self.steps(row) * np.float32(self.step_mv)
-
-    def _open(self) -> tuple[np.ndarray, np.ndarray]:
-        if self._maps is None:
-            self._maps = (
-                np.memmap(self.folder / "signals.int16", dtype=np.int16, mode="r").view(np.ndarray),
-                np.memmap(self.folder / "mask.uint8", dtype=np.uint8, mode="r").view(np.ndarray),
-            )
-        return self._maps
-
-
-def _view(flat: np.ndarray, start: int, shape: tuple[int, int]) -> np.ndarray:
-    return flat[start : start + shape[0] * shape[1]].reshape(shape)
 
 
 class ECGDataset(torch.utils.data.Dataset):
@@ -340,9 +88,6 @@ class EpochSampler(torch.utils.data.Sampler):
         return ((epoch, int(index)) for index in order)
 
 
-# ------------------------------------------------------------------------------------------- what a command asks for
-
-
 @dataclass
 class DataArguments:
     """Which records, and where the prepared ones are kept. `data` may name several folders, read one after another."""
@@ -381,7 +126,7 @@ def list_sources(args: DataArguments) -> list[tuple[list[RecordEntry], str]]:
     if args.data:
         return [(list_records(folder), source_fingerprint(folder)) for folder in args.data]
     if args.simulate:
-        return [(list_simulated(args.simulate), f"simulated {args.simulate}")]
+        return [(list_simulated(args.simulate), f"simulated {args.simulate}: {inspect.getsource(simulate)}")]
     raise ValueError("No data: pass --data DIR (PTB-XL, WFDB records or Parquet), or set `simulate: N` in the recipe.")
 
 
@@ -448,9 +193,3 @@ def summary(dataset: ECGDataset) -> dict:
         "num_patients": len(set(dataset.column("patient_id"))),
         "num_with_codes": sum(bool(codes) for codes in dataset.column("codes")),
     }
-
-
-__all__ = [
-    "DataArguments", "ECGDataset", "EpochSampler", "RecordStore", "list_sources", "load_folds", "load_splits",
-    "prepare_records", "source_fingerprint", "summary", "with_task",
-]  # fmt: skip

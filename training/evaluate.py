@@ -3,8 +3,8 @@
     python -m training.evaluate --checkpoint DIR --data DIR [--folds 9] [--same_records_as DIR2] [--bootstrap 1000]
     python -m training.evaluate --checkpoint DIR --data DIR --probe trained|random [--probe_records 6000]
 
-Prints the figures and writes them to `results-fold9.json` (or `--output`). `--same_records_as` measures only the records
-that the second folder holds too, read from both: how far do figures move with the sampling rate?
+Prints the figures and writes them to `results-fold9.json` (or `--output`). `--same_records_as` measures only the
+records that the second folder holds too, read from both: how far do figures move with the sampling rate?
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _best_strength(features: np.ndarray, targets: np.ndarray, task: Task) -> flo
 
 
 def _fit_probe(features: np.ndarray, targets: np.ndarray, new_features: np.ndarray, strength: float) -> np.ndarray:
-    """Return the decision values `(records, labels)` for `new_features`; 0 for labels with a single outcome in training."""
+    """Return decision values `(records, labels)` for `new_features`; 0 for labels with one outcome in training."""
     logits = np.zeros((len(new_features), targets.shape[1]), dtype=np.float32)
     for label in tqdm(range(targets.shape[1]), desc=f"probe, C {strength}", unit="label", leave=False):
         if 0 < targets[:, label].sum() < len(targets):

@@ -2,9 +2,9 @@
 
     accelerate launch -m training.finetune training/recipes/small_statements.yaml --data DIR --output_dir OUT
 
-The head's bias starts at the log odds of each label (with a zero bias training spends itself on pulling logits down). The
-checkpoint with the best figure on fold 9 is kept; then one temperature is folded into the head and one threshold a label
-chosen, both on fold 9, and everything is written as a folder that `pipeline("ecg-classification")` takes.
+The head's bias starts at the log odds of each label (with a zero bias training spends itself on pulling logits down).
+The checkpoint with the best figure on fold 9 is kept; then one temperature is folded into the head and one threshold a
+label chosen, both on fold 9, and everything is written as a folder that `pipeline("ecg-classification")` takes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def standardised(records: ECGDataset, mean: np.ndarray, std: np.ndarray) -> ECGD
 
 
 def build_model(model_args: ModelArguments, task: Task, targets: np.ndarray) -> AnyECGForSequenceClassification:
-    """Return the classifier, its backbone from `init_from` or new, its head new and started at the labels' frequencies."""
+    """Return the classifier: backbone from `init_from` or new, head new and started at the labels' frequencies."""
     head = {"id2label": task.id2label, "label2id": task.label2id, "problem_type": task.problem_type}
     if model_args.init_from:
         model = AnyECGForSequenceClassification.from_pretrained(

@@ -1,4 +1,4 @@
-"""From a record's diagnosis codes to a training target. The only place where a diagnosis code is written is `label_maps/`.
+"""From a record's diagnosis codes to a training target. `label_maps/` is the only place where a code is written.
 
 Tasks (`--task`):
     statements        71 PTB-XL statements, multi label; every key counts whatever its likelihood (Strodthoff et al.)
@@ -39,7 +39,7 @@ class Statement:
 
 @cache
 def ptb_xl_statements() -> tuple[Statement, ...]:
-    """Return the 71 statements of PTB-XL in the order of `label_maps/ptb_xl_statements.csv`, which is that of the labels."""
+    """Return the 71 statements of PTB-XL in the order of `label_maps/ptb_xl_statements.csv`: that of the labels."""
     with open(LABEL_MAPS / "ptb_xl_statements.csv", newline="") as file:
         return tuple(
             Statement(

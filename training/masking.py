@@ -25,8 +25,8 @@ def mask_record(
         attention_mask (`np.ndarray` of shape `(num_leads, num_patches)`): 1 real, 0 absent or unusable.
         generator: the only source of randomness.
         ratio (`float`): share to hide, above 0 and below 1.
-        pattern: "random" patches, "time" columns, whole "lead"s; None draws one with shares 1/2, 1/4, 1/4. Where a record
-            has only one column (or one lead) to hide, random patches are hidden instead.
+        pattern: "random" patches, "time" columns, whole "lead"s; None draws one with shares 1/2, 1/4, 1/4. Where a
+            record has only one column (or one lead) to hide, random patches are hidden instead.
 
     Raises:
         ValueError: `ratio` out of range, or an unknown `pattern`.

@@ -116,7 +116,7 @@ def can_score_superclasses(names: Sequence[str]) -> bool:
 
 
 def expected_calibration_error(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean gap between predicted and observed share of positives, over 15 bins of equal width, all labels pooled."""
+    """Return the mean gap between predicted and observed share of positives: 15 equal bins, all labels pooled."""
     targets, probabilities = targets.ravel(), probabilities.ravel()
     bins = np.minimum((probabilities * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=NUM_CALIBRATION_BINS)
@@ -164,7 +164,7 @@ def best_metric_of(task: Task) -> tuple[str, bool]:
 def patient_bootstrap(
     patients: Sequence[str], figure, *, num_resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the 95 % interval of `figure(indices)` over resamples of patients, all records of a drawn patient together.
+    """Return the 95 % interval of `figure(indices)` over resamples of patients, each with all its records.
 
     Resamples in which `figure` is NaN are left out (a class may lose all its positives).
     """

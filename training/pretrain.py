@@ -1,6 +1,6 @@
 """Masked-code pretraining of the backbone (stage two):
 
-    accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --quantizer DIR --output_dir OUT
+    accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --quantizer DIR
 
 A frozen quantizer turns each record into codes as it comes out of the augmentation; the backbone predicts the codes of
 hidden patches. The code head starts at the log frequencies of the codes. Evaluation on fold 9 gives cross-entropy and
@@ -24,7 +24,7 @@ from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
 from .arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
-from .checkpointing import load_extractor, save_final, write_json
+from .checkpointing import load_extractor, project_path, save_final, write_json
 from .collate import AugmentationArguments, ECGCollator
 from .data import DataArguments, ECGDataset, load_splits
 from .masking import PATTERNS
@@ -151,8 +151,9 @@ def build_trainer(model_args, data_args, augmentation, codes_args, args) -> Mask
     """
     if not codes_args.quantizer:
         raise ValueError("No quantizer: pass --quantizer DIR, the output folder of `python -m tokenization.train`.")
-    quantizer = AnyECGRhythmQuantizer.from_pretrained(codes_args.quantizer).eval()
-    extractor = load_extractor(codes_args.quantizer)
+    folder = project_path(codes_args.quantizer)
+    extractor = load_extractor(folder)
+    quantizer = AnyECGRhythmQuantizer.from_pretrained(folder).eval()
     with args.main_process_first(desc="preparing records"):
         train, held_out = load_splits(data_args, extractor, seed=args.seed)
     plain = ECGCollator(extractor, window_seconds=data_args.window_seconds)

@@ -1,7 +1,7 @@
 """Calibration and decision thresholds, both chosen on the validation fold only.
 
-Calibration: one temperature for all labels (Guo et al. 2017) that minimises the cross-entropy of the validation fold; it
-is folded into the classifier, whose logits are then calibrated.
+Calibration: one temperature for all labels (Guo et al. 2017) that minimises the cross-entropy of the validation fold;
+it is folded into the classifier, whose logits are then calibrated.
 
 Thresholds: for each label the score that maximises its F1 on the validation fold. A label with fewer than
 `MIN_POSITIVES` positives there cannot choose one of its own: it takes the score that maximises the F1 of all labels

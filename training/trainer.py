@@ -1,4 +1,4 @@
-"""The Trainer of all three stages, and how a command runs it: resume, stop on non-finite numbers, say that it is finished."""
+"""The Trainer of all three stages, and how a command runs it: resume, stop on non-finite numbers, finish."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class NonFiniteError(RuntimeError):
 
 
 class AnyECGTrainer(Trainer):
-    """`Trainer` with data that is random by (seed, epoch, record), parts of the loss in the log, a learning rate a layer,
-    an average of the weights, and a stop at the first non-finite loss or gradient.
+    """`Trainer` with data that is random by (seed, epoch, record), parts of the loss in the log, a learning rate a
+    layer, an average of the weights, and a stop at the first non-finite loss or gradient.
 
     Args:
         logged (sequence of `str`): fields of the model's output that are logged beside the loss, as means.
@@ -48,8 +48,6 @@ class AnyECGTrainer(Trainer):
         )
         self.add_callback(_StepCallback(self))
 
-    # ------------------------------------------------------------------------------------------------------- data
-
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -61,14 +59,12 @@ class AnyECGTrainer(Trainer):
         if self._sampler is not None:
             self._sampler.set_epoch(epoch)
 
-    # ------------------------------------------------------------------------------------------------------- loss
-
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteError(
-                f"The loss of step {self.state.global_step + 1} is {loss.item()}: training stops, checkpoints are kept. "
-                "Lower --learning_rate, raise --warmup_steps or lower --max_grad_norm; is a record damaged?"
+                f"The loss of step {self.state.global_step + 1} is {loss.item()}: training stops, checkpoints are kept."
+                " Lower --learning_rate, raise --warmup_steps or lower --max_grad_norm; is a record damaged?"
             )
         return loss
 
@@ -89,10 +85,8 @@ class AnyECGTrainer(Trainer):
             self._parts = {}
         super().log(logs, start_time)
 
-    # -------------------------------------------------------------------------------------------------- optimizer
-
     def get_decay_parameter_names(self, model):
-        """Return the matrices and kernels: vectors (biases, norms, scales, tokens) and embedding tables do not decay."""
+        """Return matrices and kernels: vectors (biases, norms, scales, tokens) and embedding tables do not decay."""
         return [name for name, value in model.named_parameters() if value.ndim >= 2 and "embedding" not in name]
 
     def create_optimizer(self, model=None):
@@ -118,8 +112,6 @@ class AnyECGTrainer(Trainer):
             }
             for (layer, decays), values in sorted(groups.items(), key=lambda item: item[0], reverse=True)
         ]
-
-    # -------------------------------------------------------------------------------------------- weight averaging
 
     def evaluate(self, *args, **kwargs):
         with self.averaged_weights():
@@ -151,7 +143,7 @@ class AnyECGTrainer(Trainer):
 
 
 class WeightAverage:
-    """Exponential average of the trainable weights, in float32; young averages follow faster: min(decay, (1+t)/(10+t))."""
+    """Exponential average of the trainable weights; a young one follows faster: min(decay, (1 + t) / (10 + t))."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -203,7 +195,7 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def layer_of(name: str) -> int | None:
-    """Return the depth of a parameter: 0 embeddings, 1 ... the layers, None what comes after them (final norm, heads)."""
+    """Return the depth of a parameter: 0 embeddings, 1 ... the layers, None what comes after (final norm, heads)."""
     if "embeddings." in name:
         return 0
     match = re.search(r"encoder\.layers\.(\d+)\.", name)
@@ -223,8 +215,8 @@ class _StepCallback(TrainerCallback):
         gradients = [value.grad for value in self.trainer.model.parameters() if value.grad is not None]
         if not torch.isfinite(nn.utils.get_total_norm(gradients)):
             raise NonFiniteError(
-                f"A gradient of step {state.global_step + 1} is not finite: training stops before it is applied, checkpoints "
-                "are kept. Lower --learning_rate or raise --warmup_steps."
+                f"A gradient of step {state.global_step + 1} is not finite: training stops before it is applied, "
+                "checkpoints are kept. Lower --learning_rate or raise --warmup_steps."
             )
 
     def on_optimizer_step(self, args, state, control, **kwargs):
@@ -232,13 +224,10 @@ class _StepCallback(TrainerCallback):
             self.trainer.average.update(self.trainer.model, step=state.global_step + 1)
 
 
-# ------------------------------------------------------------------------------------------------- running a command
-
-
 def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
-    """Train from the newest checkpoint of the output folder, or from the start, to the end; weights end in `trainer.model`.
+    """Train to the end, from the newest checkpoint of the output folder or from the start; see `trainer.model` then.
 
-    A run whose last checkpoint is already at the last step is only loaded (it was stopped while its results were written).
+    A run whose last checkpoint is at the last step is only loaded: it was stopped while its results were written.
     """
     args = trainer.args
     if trainer.is_world_process_zero():
@@ -300,7 +289,7 @@ def start_logging() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run `main` on the command line. A mistake of the user or a stop for non-finite numbers ends with one line, code 1."""
+    """Run `main` on the command line. A user's mistake or a stop for non-finite numbers ends with one line, code 1."""
     start_logging()
     try:
         main(sys.argv[1:])

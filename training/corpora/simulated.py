@@ -1,4 +1,4 @@
-"""Simulated records with statements that follow from how they were made: for smoke runs and tests, never for results."""
+"""Simulated records, their statements known from how they were made: for smoke runs and tests, never for results."""
 
 from __future__ import annotations
 

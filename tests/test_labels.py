@@ -1,0 +1,97 @@
+"""training/labels.py: PTB-XL's statements and the targets of every task."""
+
+import numpy as np
+import pytest
+
+from training.labels import MULTI, REGRESSION, SINGLE, build_task, encode_all, ptb_xl_statements, superclass_members
+
+
+def _row(*codes, age=None, sex=None):
+    return {"codes": codes, "age": age, "sex": sex}
+
+
+@pytest.mark.parametrize(
+    ("task", "num_labels"),
+    [("statements", 71), ("diagnostic", 44), ("form", 19), ("rhythm", 12), ("superclass", 5), ("subclass", 23)],
+)
+def test_the_ptb_xl_tasks_have_as_many_labels_as_the_benchmark(task, num_labels):
+    assert len(build_task(task).names) == num_labels
+
+
+def test_the_statement_table_agrees_with_the_one_of_ptb_xl(real_ecg):
+    import csv
+
+    with open(real_ecg / "labels" / "scp_statements.csv", newline="") as file:
+        published = {row[""]: row for row in csv.DictReader(file)}
+    assert [statement.code for statement in ptb_xl_statements()] == list(published)
+    for statement in ptb_xl_statements():
+        row = published[statement.code]
+        assert statement.kinds == tuple(kind for kind in ("diagnostic", "form", "rhythm") if row[kind] == "1.0")
+        assert (statement.superclass or "") == row["diagnostic_class"]
+        assert (statement.subclass or "") == row["diagnostic_subclass"]
+
+
+def test_every_statement_of_a_record_is_positive_and_nothing_else():
+    task = build_task("statements")
+    target = task.encode(_row("NORM", "SR"))
+    assert {task.names[i] for i in np.flatnonzero(target)} == {"NORM", "SR"}
+    assert task.problem_type == MULTI and target.dtype == np.float32
+
+
+def test_a_record_without_a_diagnostic_statement_is_dropped_from_the_superclass_task():
+    task = build_task("superclass")
+    assert task.encode(_row("SR", "PVC")) is None
+    assert task.encode(_row("IMI", "LVH", "SR")).tolist() == [0, 1, 0, 0, 1]
+
+
+def test_the_single_label_task_keeps_records_with_exactly_one_superclass():
+    task = build_task("superclass_single")
+    assert task.problem_type == SINGLE
+    assert task.encode(_row("NORM", "SR")) == 0
+    assert task.encode(_row("IMI", "LVH")) is None
+
+
+def test_form_and_rhythm_statements_belong_to_no_superclass():
+    members = superclass_members(build_task("statements").names)
+    assert {group: len(positions) for group, positions in members.items()} == {
+        "NORM": 1,
+        "MI": 14,
+        "STTC": 13,
+        "CD": 11,
+        "HYP": 5,
+    }
+
+
+def test_labels_of_any_corpus_are_the_codes_that_occur_often_enough_in_training():
+    codes = [["426783006"], ["426783006", "164889003"], ["426783006"], ["270492004"]]
+    task = build_task("codes", codes, min_positives=2)
+    assert task.names == ("426783006",)
+    with pytest.raises(ValueError, match="min_positives"):
+        build_task("codes", codes, min_positives=10)
+
+
+def test_age_is_a_regression_and_records_without_age_are_dropped():
+    task = build_task("age")
+    targets, kept = encode_all(task, [_row(age=61.0), _row(), _row(age=90.0)])
+    assert task.problem_type == REGRESSION
+    assert targets.tolist() == [[61.0], [90.0]] and kept.tolist() == [0, 2]
+
+
+def test_sex_is_a_single_label():
+    task = build_task("sex")
+    assert [task.encode(_row(sex=sex)) for sex in ("male", "female", None)] == [0, 1, None]
+
+
+def test_both_label_maps_follow_the_order_of_the_names():
+    task = build_task("rhythm")
+    assert all(task.label2id[name] == index for index, name in task.id2label.items())
+
+
+def test_an_unknown_task_names_the_known_ones():
+    with pytest.raises(ValueError, match="'arrhythmia'.*statements.*age"):
+        build_task("arrhythmia")
+
+
+def test_a_task_that_fits_no_record_says_which_codes_the_records_carry():
+    with pytest.raises(ValueError, match="426783006"):
+        encode_all(build_task("statements"), [_row("426783006")])

@@ -1,0 +1,90 @@
+"""training/thresholds.py: temperature, thresholds by F1, starting bias."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.metrics import f1_score
+
+from training.labels import MULTI, REGRESSION, SINGLE
+from training.thresholds import (
+    best_f1_threshold,
+    choose_thresholds,
+    fit_temperature,
+    fold_in_scale,
+    fold_in_temperature,
+    log_odds,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10_000), num=st.integers(1, 40), num_levels=st.integers(2, 20))
+def test_no_threshold_has_a_higher_f1_than_the_chosen_one(seed, num, num_levels):
+    generator = np.random.default_rng(seed)
+    targets = (generator.random(num) < 0.4).astype(int)
+    targets[0] = 1
+    scores = generator.integers(1, num_levels, num) / num_levels  # with ties
+    chosen = f1_score(targets, scores >= best_f1_threshold(targets, scores))
+    for threshold in np.append(scores, [0.0, 0.5]):
+        assert f1_score(targets, scores >= threshold, zero_division=0) <= chosen + 1e-12
+
+
+def test_a_threshold_lies_between_two_scores_and_not_on_one():
+    assert best_f1_threshold(np.array([1, 1, 0, 0]), np.array([0.9, 0.8, 0.4, 0.1])) == pytest.approx(0.6)
+
+
+def test_labels_with_few_positives_share_one_pooled_threshold():
+    generator = np.random.default_rng(0)
+    targets = (generator.random((500, 3)) < [0.3, 0.004, 0.0]).astype(float)
+    targets[:2, 1] = 1
+    probabilities = np.clip(0.2 * targets + 0.6 * generator.random((500, 3)), 0, 1)
+    thresholds, is_own = choose_thresholds(targets, probabilities)
+    pooled = round(best_f1_threshold(targets.ravel(), probabilities.ravel()), 6)
+    assert is_own == [True, False, False]
+    assert thresholds[1] == thresholds[2] == pooled != thresholds[0]
+    assert all(0 <= threshold <= 1 for threshold in thresholds)
+
+
+def test_without_any_positive_every_threshold_is_one_half():
+    assert choose_thresholds(np.zeros((5, 2)), np.random.default_rng(0).random((5, 2)))[0] == [0.5, 0.5]
+
+
+def test_the_temperature_undoes_overconfidence():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 1.5, (4000, 5))
+    targets = (generator.random(logits.shape) < expit(logits)).astype(float)
+    assert fit_temperature(3 * logits, targets, problem_type=MULTI) == pytest.approx(3, rel=0.05)
+
+
+def test_the_temperature_of_a_single_label_task_undoes_overconfidence():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 1, (4000, 3))
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    targets = np.array([generator.choice(3, p=share) for share in shares])
+    assert fit_temperature(2 * logits, targets, problem_type=SINGLE) == pytest.approx(2, rel=0.1)
+
+
+def test_regression_has_no_temperature():
+    with pytest.raises(ValueError, match="regression"):
+        fit_temperature(np.zeros((2, 1)), np.zeros((2, 1)), problem_type=REGRESSION)
+
+
+def test_folding_in_divides_the_logits():
+    classifier, x = torch.nn.Linear(4, 3), torch.randn(2, 4)
+    before = classifier(x)
+    fold_in_temperature(classifier, 2.0)
+    torch.testing.assert_close(classifier(x), before / 2)
+
+
+def test_a_folded_scale_returns_targets_in_their_own_unit():
+    classifier, x = torch.nn.Linear(4, 1), torch.randn(2, 4)
+    before = classifier(x)
+    fold_in_scale(classifier, mean=np.float32([60.0]), std=np.float32([15.0]))
+    torch.testing.assert_close(classifier(x), before * 15 + 60)
+
+
+def test_the_starting_bias_is_the_log_odds_within_limits():
+    assert log_odds(np.array([0.5, 0.2])) == pytest.approx([0.0, np.log(0.25)])
+    assert np.isfinite(log_odds(np.array([0.0, 1.0]))).all()
