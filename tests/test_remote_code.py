@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from tiny_checkpoints import put_into_hub_cache, tiny_model, tiny_quantizer, write_record
 from transformers import AutoFeatureExtractor, pipeline
 
@@ -38,6 +39,8 @@ TASKS = {
     "ecg-reconstruction": "reconstruction",
     "ecg-feature-extraction": "backbone",
 }
+# Before 5.10 Transformers copies, of a local folder, only the files that the entry file itself imports. Hub ids are whole.
+LOCAL_FOLDERS_ARE_WHOLE = Version(transformers.__version__) >= Version("5.10")
 HUB_ID = "someone/any-ecg.tiny"  # a hyphen and a dot: both are rewritten in the name of the module
 
 
@@ -107,6 +110,15 @@ def run_elsewhere(root, name, job, blocked=()):
         return dict(arrays)
 
 
+def source(folder, home, name):
+    """Return what loads `folder` in the process whose cache is in `home`: its path, with an old library a Hub id."""
+    if LOCAL_FOLDERS_ARE_WHOLE:
+        return str(folder)
+    repo_id = f"someone/{name.replace(' ', '-')}"
+    put_into_hub_cache(folder, home / "hub", repo_id)
+    return repo_id
+
+
 @pytest.fixture(scope="module")
 def record_file(record, root):
     arrays = {"signal": record.signal, "sampling_rate": record.sampling_rate, "lead_names": record.lead_names}
@@ -117,18 +129,20 @@ def record_file(record, root):
 @pytest.fixture(scope="module")
 def loaded(root, folders, path, record_file):
     """Results of the process that loads the exports, each by its folder, the classifier by its Hub id too; and saves again."""
-    put_into_hub_cache(folders["classifier"], root / "first home" / "hub", HUB_ID)
+    home = root / "first home"
+    put_into_hub_cache(folders["classifier"], home / "hub", HUB_ID)
+    sources = {name: source(folders[name], home, name) for name in MODELS}
     models = {
-        name: {"folder": str(folders[name]), "auto_class": auto_class, "output": output}
+        name: {"folder": sources[name], "auto_class": auto_class, "output": output}
         for name, (_, auto_class, output) in MODELS.items()
     }
     models["classifier by Hub id"] = {**models["classifier"], "folder": HUB_ID}
-    pipelines = {task: {"task": task, "folder": str(folders[name]), "input": path} for task, name in TASKS.items()}
+    pipelines = {task: {"task": task, "folder": sources[name], "input": path} for task, name in TASKS.items()}
     pipelines["pipeline by Hub id"] = {**pipelines["ecg-classification"], "folder": HUB_ID}
     job = {
         "record": record_file,
         "models": models,
-        "extractors": {"codes": str(folders["quantizer"])},
+        "extractors": {"codes": sources["quantizer"]},
         "pipelines": pipelines,
         "save_models_to": {name: str(root / f"again {name}") for name in ("classifier", "classifier by Hub id")},
         "save_extractors_to": {"codes": str(root / "again codes")},
@@ -140,14 +154,16 @@ def loaded(root, folders, path, record_file):
 @pytest.fixture(scope="module")
 def loaded_again(root, loaded, path, record_file):
     """Results of a second process, without wfdb, that loads what the first has saved."""
-    from_model = {"folder": str(root / "again classifier"), "task": "ecg-classification", "input": path}
+    home = root / "second home"
+    sources = {name: source(root / name, home, name) for name in ("again classifier", "again codes", "again pipeline")}
+    from_model = {"folder": sources["again classifier"], "task": "ecg-classification", "input": path}
     job = {
         "record": record_file,
         "models": {"classifier": {**from_model, "auto_class": MODELS["classifier"][1], "output": "logits"}},
-        "extractors": {"codes": str(root / "again codes")},
+        "extractors": {"codes": sources["again codes"]},
         "pipelines": {
             "saved as a model": from_model,
-            "saved as a pipeline": {**from_model, "folder": str(root / "again pipeline")},
+            "saved as a pipeline": {**from_model, "folder": sources["again pipeline"]},
         },
     }
     return run_elsewhere(root, "second", job, blocked=["wfdb", "matplotlib"])

@@ -36,6 +36,11 @@ class AnyECGTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "0 = off; else evaluate and save an exponential average of the weights"}
     )
 
+    keep_best: bool = field(
+        default=False,
+        metadata={"help": "end with the weights that had the best --metric_for_best_model, not with the last"},
+    )
+
     def __post_init__(self):
         if not torch.cuda.is_available():
             self.use_cpu = True  # also what makes several processes on a CPU train together

@@ -123,7 +123,7 @@ def _figures(task: Task, prediction, scale) -> dict[str, float]:
 
 
 def calibrate(trainer: AnyECGTrainer, task: Task) -> dict:
-    """Fold temperature or scale into the head and choose thresholds, all on fold 9; return what was done and measured."""
+    """Fold temperature or scale into the head and choose thresholds, all on fold 9; return what was done."""
     model = trainer.model
     if task.problem_type == REGRESSION:
         mean, std = trainer.target_scale
@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
         return
     run_training(trainer, arguments=instances)
     if trainer.is_world_process_zero():
-        report = {"steps": trainer.state.global_step, "best_checkpoint": trainer.state.best_model_checkpoint}
+        report = {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
         report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
         report["calibration"] = calibrate(trainer, task)
         logits = predict_logits(trainer.model, trainer.eval_dataset, trainer.data_collator)

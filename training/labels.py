@@ -185,7 +185,7 @@ def _codes_task(train_codes: Sequence[Sequence[str]], min_positives: int) -> Tas
     names = sorted(code for code, count in counts.items() if count >= min_positives)
     if not names:
         raise ValueError(
-            f"--task codes: no code occurs in {min_positives} or more training records (seen: {counts.most_common(3)}). "
+            f"--task codes: no code occurs in {min_positives} training records (seen: {counts.most_common(3)}). "
             "Lower --min_positives or give more records."
         )
     return _multi_hot_task("codes", names, lambda code: (code,), keep_empty=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -24,6 +26,7 @@ from .data import EpochSampler
 logger = logging.getLogger(__name__)
 
 AVERAGE_FILE = "average.safetensors"
+BEST_FILE = "best.safetensors"
 
 
 class NonFiniteError(RuntimeError):
@@ -40,6 +43,13 @@ class AnyECGTrainer(Trainer):
 
     def __init__(self, *args, logged: Sequence[str] = (), **kwargs):
         super().__init__(*args, **kwargs)
+        self.best = None
+        if self.args.keep_best:
+            name, self.args.metric_for_best_model = (
+                self.args.metric_for_best_model,
+                None,
+            )  # kept here, not by the library
+            self.best = BestWeights(name, greater_is_better=self.args.greater_is_better)
         self.logged = tuple(logged)
         self._parts: dict[str, tuple[float, int]] = {}
         self._sampler: EpochSampler | None = None
@@ -115,7 +125,16 @@ class AnyECGTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         with self.averaged_weights():
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+            if self.best is not None and self.is_in_train:
+                self.best.note(self.model, metrics, step=self.state.global_step)
+        return metrics
+
+    def evaluate_last_step(self) -> None:
+        """Evaluate the last weights where the evaluation interval did not end with them: they may be the best."""
+        if self.best is not None and self.best.evaluated_step != self.state.global_step:
+            with self.averaged_weights():
+                self.best.note(self.model, super().evaluate(), step=self.state.global_step)
 
     @contextmanager
     def averaged_weights(self):
@@ -128,18 +147,26 @@ class AnyECGTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if self.average is not None and self.args.should_save:
-            self.average.save(Path(output_dir or self.args.output_dir) / AVERAGE_FILE)
+        if self.args.should_save:
+            for kept, name in self._kept_weights():
+                kept.save(Path(output_dir or self.args.output_dir) / name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.average is not None:
-            self.average.load(Path(resume_from_checkpoint) / AVERAGE_FILE)
+        for kept, name in self._kept_weights():
+            kept.load(Path(resume_from_checkpoint) / name)
 
-    def _load_best_model(self):
-        super()._load_best_model()
-        if self.average is not None:
-            self.average.load(Path(self.state.best_model_checkpoint) / AVERAGE_FILE)
+    def _kept_weights(self) -> list[tuple[WeightAverage | BestWeights, str]]:
+        pairs = [(self.average, AVERAGE_FILE), (self.best, BEST_FILE)]
+        return [(kept, name) for kept, name in pairs if kept is not None]
+
+    def take_final_weights(self) -> None:
+        """Let the model hold the weights that the run ends with: the best, else the average, else the last."""
+        if self.best is not None and self.best.step is not None:
+            logger.info("best %s on fold 9: %.4f at step %d", self.best.name, self.best.figure, self.best.step)
+            write_weights(self.model, self.best.values)
+        elif self.average is not None:
+            write_weights(self.model, self.average.values)
 
 
 class WeightAverage:
@@ -147,47 +174,86 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in _trainable(model)}
+        self.values = copy_weights(model)
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, step: int) -> None:
         """Move the average towards the weights after optimizer step `step` (1, 2, ...)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        names = [name for name, _ in _trainable(model)]
-        torch._foreach_lerp_(
-            [self.values[name] for name in names], [value.detach() for _, value in _trainable(model)], 1 - decay
-        )
+        weights = {name: value.detach() for name, value in _trainable(model)}
+        torch._foreach_lerp_([self.values[name] for name in weights], list(weights.values()), 1 - decay)
 
     @contextmanager
     def applied_to(self, model: nn.Module):
-        own = {name: value.detach().clone() for name, value in _trainable(model)}
-        self._write(model, self.values)
+        own = copy_weights(model)
+        write_weights(model, self.values)
         try:
             yield
         finally:
-            self._write(model, own)
-
-    def apply(self, model: nn.Module) -> None:
-        """Let the model hold the average for good."""
-        self._write(model, self.values)
+            write_weights(model, own)
 
     def save(self, path: Path) -> None:
-        save_file({name: value.contiguous() for name, value in self.values.items()}, str(path))
+        save_file(self.values, str(path))
 
     def load(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(
-                f"{path} is missing: the run was started without --weight_average_decay. Start it in a new folder."
-            )
+        _require_file(path, "--weight_average_decay")
         stored = load_file(str(path))
         for name, value in self.values.items():
             value.copy_(stored[name])
 
-    @staticmethod
-    @torch.no_grad()
-    def _write(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
-        for name, parameter in _trainable(model):
-            parameter.copy_(values[name])
+
+class BestWeights:
+    """The weights with the best figure so far; kept in every checkpoint, so that none depends on another."""
+
+    def __init__(self, name: str, *, greater_is_better: bool):
+        self.name, self.greater_is_better = name, greater_is_better
+        self.values: dict[str, torch.Tensor] = {}
+        self.figure: float | None = None
+        self.step: int | None = None
+        self.evaluated_step: int | None = None
+
+    def note(self, model: nn.Module, metrics: dict[str, float], *, step: int) -> None:
+        """Keep the weights of `model` if their figure is the best; NaN never is.
+
+        Raises:
+            ValueError: the evaluation gives no figure of this name.
+        """
+        key = self.name if self.name in metrics else f"eval_{self.name}"
+        if key not in metrics:
+            raise ValueError(
+                f"--metric_for_best_model {self.name!r} is no figure of the evaluation: {sorted(metrics)}."
+            )
+        self.evaluated_step, figure = step, metrics[key]
+        is_better = self.step is None or (figure > self.figure if self.greater_is_better else figure < self.figure)
+        if is_better and math.isfinite(figure):
+            self.values, self.figure, self.step = copy_weights(model), float(figure), step
+
+    def save(self, path: Path) -> None:
+        facts = json.dumps([self.figure, self.step, self.evaluated_step])
+        save_file(self.values, str(path), metadata={"facts": facts, "format": "pt"})
+
+    def load(self, path: Path) -> None:
+        _require_file(path, "--keep_best")
+        with safe_open(str(path), framework="pt") as file:
+            self.figure, self.step, self.evaluated_step = json.loads(file.metadata()["facts"])
+            self.values = {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _require_file(path: Path, option: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the run was started without {option}. Start it in a new folder.")
+
+
+def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of the trainable weights."""
+    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in _trainable(model)}
+
+
+@torch.no_grad()
+def write_weights(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Put `values`, as `copy_weights` gives them, into `model`."""
+    for name, parameter in _trainable(model):
+        parameter.copy_(values[name])
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -239,8 +305,8 @@ def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
         if checkpoint is not None:
             logger.info("going on from %s, step %d", checkpoint, steps_of(checkpoint))
         trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.average is not None:
-        trainer.average.apply(trainer.model)
+    trainer.evaluate_last_step()
+    trainer.take_final_weights()
     # without the precision wrapper of training: results are measured in float32, as users run the model
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
@@ -258,8 +324,6 @@ def _load_trained(trainer: AnyECGTrainer, checkpoint: str) -> None:
     logger.info("training was complete at %s, step %d", checkpoint, steps_of(checkpoint))
     trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     trainer._load_from_checkpoint(checkpoint)
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-        trainer._load_best_model()
 
 
 def is_finished(trainer: Trainer) -> bool:

@@ -1,0 +1,428 @@
+"""The three training commands from end to end, on simulated records and very small networks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForSequenceClassification
+
+import tokenization.train
+import training.evaluate
+import training.finetune
+import training.pretrain
+from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
+from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
+from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
+from training.checkpointing import save_arguments, write_json
+from training.data import DataArguments
+from training.trainer import AnyECGTrainer, BestWeights, NonFiniteError, WeightAverage, layer_of
+
+RECIPES = Path(training.finetune.__file__).parent / "recipes"
+NETWORK = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "hidden_dropout": 0.1,
+    "stem_channels": [4, 4, 4, 4],
+}
+QUANTIZER = {
+    **NETWORK,
+    "stem_channels": [4, 4, 4],
+    "num_decoder_layers": 1,
+    "codebook_size": 16,
+    "codebook_dim": 4,
+}
+STEPS = ["--max_steps", "6", "--save_steps", "2", "--eval_steps", "3", "--logging_steps", "2", "--warmup_steps", "1"]
+STEPS += ["--per_device_train_batch_size", "4", "--save_total_limit", "5", "--disable_tqdm", "True", "--simulate", "18"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+def _argv(recipe, output_dir, cache, *options, network=NETWORK):
+    return [
+        str(RECIPES / recipe), "--output_dir", str(output_dir), "--cache_dir", str(cache), "--num_proc", "1",
+        "--config", json.dumps(network), *STEPS, *options,
+    ]  # fmt: skip
+
+
+def _train_quantizer(output_dir, cache, *options):
+    options = ["--codebook_start_step", "3", "--codebook_start_vectors", "500", "--health_records", "2", *options]
+    tokenization.train.main(_argv("smoke_quantizer.yaml", output_dir, cache, *options, network=QUANTIZER))
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def quantizer(cache, tmp_path_factory):
+    return _train_quantizer(tmp_path_factory.mktemp("quantizer"), cache)
+
+
+def _pretrain(output_dir, cache, quantizer, *options):
+    options = ["--quantizer", str(quantizer), "--unigram_records", "8", *options]
+    training.pretrain.main(_argv("smoke_pretrain.yaml", output_dir, cache, *options))
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def backbone(cache, quantizer, tmp_path_factory):
+    return _pretrain(tmp_path_factory.mktemp("backbone"), cache, quantizer)
+
+
+def _finetune(output_dir, cache, *options):
+    training.finetune.main(_argv("smoke_finetune.yaml", output_dir, cache, *options))
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def classifier(cache, backbone, tmp_path_factory):
+    return _finetune(tmp_path_factory.mktemp("classifier"), cache, "--init_from", str(backbone))
+
+
+def _weights(folder):
+    return (Path(folder) / "model.safetensors").read_bytes()
+
+
+def _rewind(folder, steps):
+    """Make a finished run look as if it had been killed after `steps`."""
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        if int(checkpoint.name.rpartition("-")[2]) > steps:
+            shutil.rmtree(checkpoint)
+    for name in ("run_finished.json", "results.json", "model.safetensors", "config.json"):
+        (Path(folder) / name).unlink()
+
+
+def test_the_quantizer_command_ends_with_a_tokenizer_that_the_auto_classes_load(quantizer):
+    model = AutoModel.from_pretrained(quantizer)
+    extractor = AutoFeatureExtractor.from_pretrained(quantizer)
+    signal = np.random.default_rng(0).normal(0, 0.3, (12, 1000))
+    leads = ["I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6"]
+    codes = extractor(signal, sampling_rate=100, lead_names=leads, units="mV")["rhythm_codes"]
+    assert type(model).__name__ == "AnyECGRhythmQuantizer" and np.asarray(codes).shape == (1, 12, 10)
+    report = json.loads((quantizer / "results.json").read_text())
+    assert {"fve", "usage", "perplexity"} <= set(report["codebook_health"]["quantizer"])
+
+
+def test_the_pretraining_command_reports_each_mask_pattern_beside_the_code_frequencies(backbone):
+    AnyECGForMaskedCodeModeling.from_pretrained(backbone)
+    evaluation = json.loads((backbone / "results.json").read_text())["evaluation"]
+    for pattern in ("random", "time", "lead"):
+        assert evaluation[f"eval_{pattern}_cross_entropy"] == pytest.approx(
+            evaluation[f"eval_{pattern}_loss"], rel=1e-2
+        )
+        assert {f"eval_{pattern}_unigram_cross_entropy", f"eval_{pattern}_unigram_accuracy"} <= set(evaluation)
+
+
+def test_the_code_head_starts_at_the_log_frequencies_of_the_codes(quantizer, cache, tmp_path):
+    instances = parse_recipe(
+        _argv("smoke_pretrain.yaml", tmp_path, cache, "--quantizer", str(quantizer), "--unigram_records", "8"),
+        (ModelArguments, DataArguments, training.pretrain.AugmentationArguments, training.pretrain.MaskedCodeArguments,
+         AnyECGTrainingArguments),
+    )  # fmt: skip
+    trainer = training.pretrain.build_trainer(*instances)
+    bias = trainer.model.code_head.bias.detach()
+    assert torch.equal(bias, trainer.log_unigram) and bias.exp().sum().item() == pytest.approx(1, abs=1e-4)
+    assert not any(value.requires_grad for value in trainer.quantizer.parameters())
+
+
+def test_the_fine_tuning_command_ends_with_labels_thresholds_and_an_extractor(classifier):
+    model = AutoModelForSequenceClassification.from_pretrained(classifier)
+    config = AutoConfig.from_pretrained(classifier)
+    assert config.num_labels == 71 and config.id2label[4] == "NORM" and config.label2id["NORM"] == 4
+    assert len(config.thresholds) == 71 and config.problem_type == "multi_label_classification"
+    assert model.classifier.bias.abs().max() > 2  # the log odds of rare labels
+    assert AutoFeatureExtractor.from_pretrained(classifier).sampling_rate == 300
+    assert not (classifier / "training_args.bin").exists()
+
+
+def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifier, cache, tmp_path, monkeypatch):
+    from training.corpora.simulated import list_simulated
+
+    monkeypatch.setenv("ANYECG_CACHE", str(cache))
+    monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
+    output = tmp_path / "results.json"
+    training.evaluate.main(
+        ["--checkpoint", str(classifier), "--data", str(tmp_path), "--bootstrap", "5", "--output", str(output)]
+    )
+    report = json.loads(output.read_text())
+    trained = json.loads((classifier / "results.json").read_text())
+    assert report["macro_auroc"] == pytest.approx(trained["evaluation"]["macro_auroc"])
+    assert report["ece"] == pytest.approx(trained["calibration"]["ece"], abs=1e-6)
+    assert report["labels"]["NORM"]["positives"] > 0
+
+
+@pytest.mark.parametrize("weights", ["trained", "random"])
+def test_a_linear_probe_scores_a_frozen_backbone(backbone, cache, tmp_path, monkeypatch, weights):
+    from training.corpora.simulated import list_simulated
+
+    monkeypatch.setenv("ANYECG_CACHE", str(cache))
+    monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
+    output = tmp_path / "probe.json"
+    training.evaluate.main(
+        ["--checkpoint", str(backbone), "--data", str(tmp_path), "--probe", weights, "--output", str(output)]
+    )
+    assert json.loads(output.read_text())["num_train"] == 16
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_quantizer_run_killed_before_or_after_the_codebook_starts_ends_bit_equal(quantizer, cache, tmp_path, steps):
+    shutil.copytree(quantizer, tmp_path / "run")
+    _rewind(tmp_path / "run", steps)
+    _train_quantizer(tmp_path / "run", cache)
+    assert _weights(tmp_path / "run") == _weights(quantizer)
+
+
+def test_a_pretraining_run_killed_in_mid_epoch_ends_bit_equal(backbone, quantizer, cache, tmp_path):
+    shutil.copytree(backbone, tmp_path / "run")
+    _rewind(tmp_path / "run", 2)
+    _pretrain(tmp_path / "run", cache, quantizer)
+    assert _weights(tmp_path / "run") == _weights(backbone)
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_a_fine_tuning_run_killed_in_mid_epoch_or_at_the_end_ends_bit_equal(cache, tmp_path, steps):
+    options = ["--lead_subset_probability", "0.5", "--noise_mv", "0.02", "--gradient_accumulation_steps", "2"]
+    whole = _finetune(tmp_path / "whole", cache, *options)
+    shutil.copytree(whole, tmp_path / "killed")
+    _rewind(tmp_path / "killed", steps)
+    _finetune(tmp_path / "killed", cache, *options, "--dataloader_num_workers", "1")
+    assert _weights(tmp_path / "killed") == _weights(whole)
+
+
+def test_another_seed_gives_another_model(classifier, backbone, cache, tmp_path):
+    other = _finetune(tmp_path, cache, "--init_from", str(backbone), "--seed", "1")
+    assert _weights(other) != _weights(classifier)
+
+
+def test_a_finished_run_says_so_and_is_left_alone(classifier, backbone, cache, caplog):
+    before = _weights(classifier)
+    with caplog.at_level("INFO"):
+        _finetune(classifier, cache, "--init_from", str(backbone))
+    assert "is finished (6 steps)" in caplog.text and _weights(classifier) == before
+
+
+@pytest.mark.parametrize(
+    ("task", "problem_type"), [("age", "regression"), ("sex", "single_label_classification"), ("rhythm", None)]
+)
+def test_other_tasks_train_and_save_their_labels(cache, tmp_path, task, problem_type):
+    folder = _finetune(tmp_path, cache, "--task", task, "--bf16", "True")
+    config = AutoConfig.from_pretrained(folder)
+    assert config.problem_type == (problem_type or "multi_label_classification")
+    if task == "age":  # in years, although it was trained on a standardised scale
+        assert 20 < AutoModelForSequenceClassification.from_pretrained(folder).classifier.bias.item() < 90
+
+
+def test_an_unknown_name_in_a_recipe_is_an_error_that_names_it(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rat: 1.0e-3\n")
+    with pytest.raises(ValueError, match="'learning_rat'.*recipe.yaml.*'learning_rate'"):
+        parse_recipe([str(recipe)], (AnyECGTrainingArguments,))
+
+
+def test_an_unknown_name_on_the_command_line_is_an_error_that_names_it():
+    with pytest.raises(ValueError, match="'max_step'.*command line.*'max_steps'"):
+        parse_recipe([str(RECIPES / "smoke_finetune.yaml"), "--max_step", "3"], _FINETUNE_CLASSES)
+
+
+_FINETUNE_CLASSES = (
+    ModelArguments, training.finetune.ExtractorArguments, DataArguments, training.finetune.AugmentationArguments,
+    training.finetune.TaskArguments, AnyECGTrainingArguments,
+)  # fmt: skip
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max_steps: 10\nlearning_rate: 1e-3\ndata: [a, b]\nbf16: true\nconfig: {hidden_size: 8}\n")
+    model, data, args = parse_recipe(
+        [str(recipe), "--max_steps", "20", "--data", "c"], (ModelArguments, DataArguments, AnyECGTrainingArguments)
+    )
+    assert args.max_steps == 20 and args.learning_rate == 1e-3 and args.bf16
+    assert data.data == ["c"] and model.overrides() == {"hidden_size": 8}
+
+
+def test_a_command_without_a_recipe_says_how_to_give_one(tmp_path):
+    with pytest.raises(ValueError, match="first argument must be a recipe"):
+        parse_recipe(["--max_steps", "3"], (AnyECGTrainingArguments,))
+    with pytest.raises(ValueError, match="There is no recipe"):
+        parse_recipe([str(tmp_path / "absent.yaml")], (AnyECGTrainingArguments,))
+
+
+_CLASSES = {
+    "quantizer": (
+        ModelArguments, tokenization.train.ExtractorArguments, DataArguments, tokenization.train.AugmentationArguments,
+        tokenization.train.CodebookArguments, AnyECGTrainingArguments,
+    ),
+    "pretrain": (
+        ModelArguments, DataArguments, training.pretrain.AugmentationArguments, training.pretrain.MaskedCodeArguments,
+        AnyECGTrainingArguments,
+    ),
+    "finetune": _FINETUNE_CLASSES,
+    "statements": _FINETUNE_CLASSES,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_understood_and_names_data_or_can_do_without(recipe):
+    _, *_, args = instances = parse_recipe([str(recipe)], _CLASSES[recipe.stem.rpartition("_")[2]])
+    data = next(instance for instance in instances if isinstance(instance, DataArguments))
+    assert recipe.stem.startswith("smoke") == bool(data.simulate)
+    assert args.logging_nan_inf_filter is False
+
+
+class _Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x=None, labels=None):
+        return {"loss": (self.weight * x).sum() / labels.sum()}
+
+
+def _line_trainer(tmp_path, zero_at):
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, key):
+            return {"x": torch.ones(2), "labels": torch.tensor(1.0)}
+
+    seen = []
+
+    def collate(items):
+        seen.append(len(items))
+        label = 0.0 if len(seen) == zero_at else 1.0
+        return {"x": torch.ones(2), "labels": torch.tensor([label])}
+
+    args = AnyECGTrainingArguments(
+        output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=2, save_steps=2, disable_tqdm=True
+    )
+    return AnyECGTrainer(_Line(), args, train_dataset=Rows(), data_collator=collate)
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite_and_names_the_step(tmp_path):
+    with pytest.raises(NonFiniteError, match="loss of step 4 is inf"):
+        _line_trainer(tmp_path, zero_at=4).train()
+    assert (tmp_path / "checkpoint-2").is_dir() and not (tmp_path / "checkpoint-4").exists()
+
+
+def test_training_stops_at_a_gradient_that_is_not_finite_before_it_is_applied(tmp_path):
+    trainer = _line_trainer(tmp_path, zero_at=0)
+    trainer.model.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(NonFiniteError, match="gradient of step 1"):
+        trainer.train()
+    assert torch.equal(trainer.model.weight.detach(), torch.ones(2))
+
+
+def test_a_user_error_ends_the_command_with_one_line_and_code_one(monkeypatch, capsys):
+    from training.trainer import run_command
+
+    def main(argv):
+        raise ValueError("no such lead")
+
+    monkeypatch.delenv("ANYECG_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        run_command(main)
+    assert "error: no such lead" in str(stop.value)
+
+
+def test_layer_decay_gives_lower_layers_a_lower_rate(backbone, cache, tmp_path):
+    instances = parse_recipe(
+        _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--layer_decay", "0.5"),
+        _FINETUNE_CLASSES,
+    )
+    trainer, _ = training.finetune.build_trainer(*instances)
+    rates = {}
+    for group in trainer.create_optimizer().param_groups:
+        for value in group["params"]:
+            rates[id(value)] = group["lr"] / trainer.args.learning_rate
+    named = {name: rates[id(value)] for name, value in trainer.model.named_parameters()}
+    assert len(rates) == sum(value.requires_grad for value in trainer.model.parameters())
+    assert named["classifier.weight"] == named["anyecg.encoder.norm.weight"] == 1.0
+    assert {rate for name, rate in named.items() if layer_of(name) == 2} == {0.5}
+    assert {rate for name, rate in named.items() if layer_of(name) == 0} == {0.125}
+
+
+def test_biases_norms_and_embeddings_do_not_decay(backbone, cache, tmp_path):
+    trainer, _ = training.finetune.build_trainer(
+        *parse_recipe(_argv("smoke_finetune.yaml", tmp_path, cache), _FINETUNE_CLASSES)
+    )
+    names = trainer.get_decay_parameter_names(trainer.model)
+    assert "classifier.weight" in names
+    assert not [name for name in names if "bias" in name or "norm" in name or "embedding." in name or "scale" in name]
+
+
+def test_the_average_of_the_weights_follows_its_formula_and_gives_the_weights_back():
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = WeightAverage(model, 0.5)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update(model, step=1)  # decay min(0.5, 2/11)
+    expected = start * (2 / 11) + (start + 1) * (9 / 11)
+    with average.applied_to(model):
+        torch.testing.assert_close(model.weight.detach(), expected)
+    torch.testing.assert_close(model.weight.detach(), start + 1)
+
+
+def test_the_best_weights_are_kept_whatever_comes_after_and_survive_a_checkpoint(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    best = BestWeights("macro_auroc", greater_is_better=True)
+    for step, figure in ((1, float("nan")), (2, 0.7), (3, 0.9), (4, 0.8)):
+        with torch.no_grad():
+            model.weight.fill_(step)
+        best.note(model, {"eval_macro_auroc": figure}, step=step)
+    best.save(tmp_path / "best.safetensors")
+    loaded = BestWeights("macro_auroc", greater_is_better=True)
+    loaded.load(tmp_path / "best.safetensors")
+    assert (loaded.figure, loaded.step, loaded.evaluated_step) == (0.9, 3, 4)
+    assert loaded.values["weight"].eq(3).all()
+
+
+def test_a_checkpoint_before_the_first_evaluation_has_no_best_weights(tmp_path):
+    best = BestWeights("macro_auroc", greater_is_better=True)
+    best.save(tmp_path / "best.safetensors")
+    best.load(tmp_path / "best.safetensors")
+    assert best.step is None and best.values == {}
+
+
+def test_an_unknown_figure_to_choose_by_is_an_error_that_lists_the_known_ones():
+    best = BestWeights("auroc", greater_is_better=True)
+    with pytest.raises(ValueError, match="'auroc'.*eval_macro_auroc"):
+        best.note(torch.nn.Linear(1, 1), {"eval_macro_auroc": 0.5}, step=1)
+
+
+def test_taking_up_a_run_with_other_arguments_warns(tmp_path, caplog):
+    save_arguments(tmp_path, {"seed": 0, "max_steps": 3})
+    save_arguments(tmp_path, {"seed": 1, "max_steps": 4})
+    assert "'seed': (0, 1)" in caplog.text and "max_steps" not in caplog.text
+
+
+def test_results_are_valid_json_even_where_a_figure_is_not_a_number(tmp_path):
+    write_json(tmp_path / "results.json", {"auroc": float("nan"), "parts": [float("inf"), 1.0]})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"auroc": None, "parts": [None, 1.0]}
+
+
+def test_codebook_figures_of_a_perfect_and_of_a_useless_code():
+    generator = np.random.default_rng(0)
+    centers = generator.normal(0, 1, (4, 30)).astype(np.float32)
+    codes = generator.integers(0, 4, 400)
+    patches = centers[codes]
+    assert explained_variance(patches, patches) == 1.0
+    assert explained_variance(patches, np.full_like(patches, patches.mean())) == pytest.approx(0, abs=1e-6)
+    assert perplexity_of(np.array([0.25, 0.25, 0.25, 0.25])) == pytest.approx(4)
+    report = kmeans_report(patches + 0.01 * generator.normal(size=patches.shape).astype(np.float32), patches, 16)
+    assert report["fve"] > 0.9 and 0 < report["usage"] <= 1
+
+
+def test_the_report_of_a_codebook_splits_the_patches_by_their_range():
+    from tokenization.codebook_health import CodedPatches
+
+    sizes = np.repeat([0.1, 1.0, 10.0], 20)[:, None]
+    patches = (sizes * np.sin(np.linspace(0, 6, 30))).astype(np.float32)
+    report = codebook_report(CodedPatches(patches, patches * (sizes > 0.5), np.arange(60) % 4), 8)
+    assert report["fve_low_range"] < 0.1 and report["fve_high_range"] == pytest.approx(1)
+    assert report["usage"] == 0.5 and report["biggest_code"] == 0.25
