@@ -1,13 +1,14 @@
-"""What a checkpoint says about the code that loads it, so that `trust_remote_code=True` works where this package is not.
+"""What a checkpoint says about the code that loads it, for `trust_remote_code=True` where this package is not.
 
-The library copies the file that defines a saved object, and every file that this one names in a relative import, however deep
-and wherever in the text. The imports below therefore do two things: they give the names for config.json, and they make all of
-the models, extractors and pipelines travel with each saved model, also when it is saved again elsewhere.
+The library copies the file that defines a saved object, and every file that this one names in a relative import,
+however deep and wherever in the text. The imports below therefore do two things: they give the names for config.json,
+and they make all of the models, extractors and pipelines travel with each saved model, also when it is saved again
+elsewhere.
 """
 
 
 def auto_map(model_type):
-    """Return `{name of the Auto class: "module.Class"}` for config.json, for every class that can load the `model_type`.
+    """Return `{name of an Auto class: "module.Class"}` for config.json: every class that can load the `model_type`.
 
     Args:
         model_type (`str`): "anyecg" or "anyecg_quantizer".
@@ -49,8 +50,8 @@ def pipelines_in_config():
 class SavesItsCode:
     """For models: saving completes the configuration's `auto_map` and `custom_pipelines`, wherever the code goes along.
 
-    It does for the classes of this package, also as loaded by `trust_remote_code`. A class of yours, defined elsewhere, is
-    saved as the library saves it: with its own file if it is registered by `register_for_auto_class`.
+    It does for the classes of this package, also as loaded by `trust_remote_code`. A class of yours, defined
+    elsewhere, is saved as the library saves it: with its own file if it is registered by `register_for_auto_class`.
     """
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -64,7 +65,8 @@ class SavesItsCode:
 
 
 class InstalledPipelines:
-    """`config.custom_pipelines` where the pipelines are installed: always empty to read; what was set is saved all the same.
+    """`config.custom_pipelines` where the pipelines are installed: always empty to read; what was set is saved all the
+    same.
 
     Where this says that a checkpoint brings pipelines of its own, `transformers.pipeline` runs those, and asks for
     `trust_remote_code` before it does.

@@ -1,7 +1,7 @@
-"""AnyECGRhythmFeatureExtractor: from a record to the model's input and its rhythm codes. It carries the quantizer's weights.
+"""AnyECGRhythmFeatureExtractor: the model's input and the rhythm codes of a record, by a quantizer that it carries.
 
-A folder of it is a folder of the quantizer - config.json, model.safetensors - with preprocessor_config.json beside: one copy of
-the weights, `AutoModel` gives the quantizer and `AutoFeatureExtractor` this class.
+A folder of it is a folder of the quantizer - config.json, model.safetensors - with preprocessor_config.json beside:
+one copy of the weights, `AutoModel` gives the quantizer and `AutoFeatureExtractor` this class.
 """
 
 import copy
@@ -27,8 +27,8 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
     """`AnyECGFeatureExtractor` that also gives `rhythm_codes`: the rhythm tokenizer of the paper, stage 1.
 
     Args:
-        quantizer (`AnyECGRhythmQuantizer`, *optional*): makes the codes; put into evaluation mode. Without one the options can
-            be read and changed, but asking for codes raises. It may be set later: `extractor.quantizer = quantizer`.
+        quantizer (`AnyECGRhythmQuantizer`, *optional*): makes the codes; put into evaluation mode. Without one the
+            options can be read and changed, but asking for codes raises. It may be set later, as an attribute.
         options: those of `AnyECGFeatureExtractor`; `sampling_rate` and `patch_size` must be the quantizer's.
 
     Codes are made on the quantizer's device. In DataLoader workers leave it on the CPU, where it is unless you move it.
@@ -79,7 +79,7 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
         return BatchFeature(dict(batch), tensor_type=return_tensors)
 
     def windows(self, record, **kwargs):
-        """Return a long record cut into overlapping windows, as `AnyECGFeatureExtractor.windows`, each with `rhythm_codes`."""
+        """Return a long record cut into windows, as `AnyECGFeatureExtractor.windows`, each with `rhythm_codes`."""
         self._require_quantizer()
         items, start_seconds = super().windows(record, **kwargs)
         for item in items:
@@ -87,11 +87,11 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
         return items, start_seconds
 
     def decode(self, rhythm_codes, lead_ids, attention_mask=None):
-        """Return the waveform `(batch, leads, samples)` that codes stand for: float32, mV at `sampling_rate`, 0 where -100.
+        """Return the waveform `(batch, leads, samples)` that codes stand for: float32, mV, 0 where there is no code.
 
         Args:
-            rhythm_codes, attention_mask (arrays or tensors of shape `(batch, leads, patches)`): as this extractor gives them.
-            lead_ids (array or tensor of shape `(batch, leads)`): likewise.
+            rhythm_codes, attention_mask (arrays or tensors `(batch, leads, patches)`): as this extractor gives them.
+            lead_ids (array or tensor `(batch, leads)`): likewise.
 
         Raises:
             ValueError: there is no quantizer, or a code is none of its.
@@ -126,8 +126,8 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
     def _require_quantizer(self):
         if self._quantizer is None:
             raise ValueError(
-                f"This {type(self).__name__} has no quantizer, so it cannot make rhythm codes. Load one with its weights by "
-                "AutoFeatureExtractor.from_pretrained(folder or Hub id), or set extractor.quantizer = "
+                f"This {type(self).__name__} has no quantizer, so it cannot make rhythm codes. Load one with its "
+                "weights by AutoFeatureExtractor.from_pretrained(folder or Hub id), or set extractor.quantizer = "
                 "AnyECGRhythmQuantizer.from_pretrained(...). For input without codes take AnyECGFeatureExtractor."
             )
         return self._quantizer
@@ -137,10 +137,11 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
         if getattr(config, "model_type", None) != _QUANTIZER_TYPE:
             raise ValueError(f"quantizer is a {type(quantizer).__name__}; accepted is an AnyECGRhythmQuantizer.")
         for name in ("sampling_rate", "patch_size"):
-            if getattr(config, name) != getattr(self, name):
+            needed, own = getattr(config, name), getattr(self, name)
+            if own != needed:
                 raise ValueError(
-                    f"The quantizer was trained with {name} {getattr(config, name)}, this extractor gives {getattr(self, name)}; "
-                    f"pass {name}={getattr(config, name)} to the extractor."
+                    f"The quantizer was trained with {name} {needed}, this extractor gives {own}; "
+                    f"pass {name}={needed} to the extractor."
                 )
 
     @classmethod
@@ -148,10 +149,12 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
         """Load options and quantizer from a folder or from the Hub.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): folder, Hub id, or path of a preprocessor_config.json.
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder, Hub id, or path of a
+                preprocessor_config.json.
             quantizer (`AnyECGRhythmQuantizer`, *optional*): taken instead of the weights beside the options.
             return_unused_kwargs (`bool`): return `(extractor, kwargs that no option took)`.
-            kwargs: `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, and options to change.
+            kwargs: `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, and options to
+                change.
 
         Raises:
             OSError: options or weights are not there. ValueError: the weights do not fit a quantizer.
@@ -169,7 +172,8 @@ class AnyECGRhythmFeatureExtractor(AnyECGFeatureExtractor):
 
         Args:
             save_directory (`str` or `os.PathLike`): made if absent; must not hold a model of another kind.
-            push_to_hub (`bool`): also push; `kwargs` are then those of `push_to_hub`, `repo_id` by default the folder's name.
+            push_to_hub (`bool`): also push; `kwargs` are then those of `push_to_hub`, `repo_id` by default the
+                folder's name.
 
         Returns:
             `list[str]`: the preprocessor_config.json written.
@@ -204,16 +208,19 @@ def _load_quantizer(source, **hub_options):
         return AnyECGRhythmQuantizer.from_pretrained(source, dtype=torch.float32, **hub_options)
     except OSError as error:
         raise OSError(
-            f'"{source}" has the options of a rhythm feature extractor but no quantizer that can be loaded: config.json and '
-            f"model.safetensors must lie beside preprocessor_config.json, as save_pretrained writes them. ({error})"
+            f'"{source}" has the options of a rhythm feature extractor but no quantizer that can be loaded: '
+            "config.json and model.safetensors must lie beside preprocessor_config.json, as save_pretrained writes "
+            f"them. ({error})"
         ) from error
 
 
 def _refuse_foreign_folder(folder):
     config = folder / "config.json"
-    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else _QUANTIZER_TYPE
+    if not config.is_file():
+        return
+    model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     if model_type != _QUANTIZER_TYPE:
         raise ValueError(
-            f'{folder} holds a model of type "{model_type}"; the quantizer\'s config.json and weights would replace it. '
-            "Save the rhythm feature extractor to a folder of its own."
+            f'{folder} holds a model of type "{model_type}", which the config.json and weights of the quantizer would '
+            "replace. Save the rhythm feature extractor to a folder of its own."
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import is_torch_available
 
+from .checkpoint_code import extractor_class
 from .configuration_anyecg import AnyECGConfig, AnyECGQuantizerConfig
 from .feature_extraction_anyecg import AnyECGFeatureExtractor
 from .feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtractor
@@ -25,7 +26,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def carry_code():
-    """Make saved models and extractors bring their code, so that `trust_remote_code=True` loads them without this package."""
+    """Make saved models and extractors bring their code: `trust_remote_code=True` loads them without this package."""
     for each in (AnyECGConfig, AnyECGQuantizerConfig, AnyECGFeatureExtractor, AnyECGRhythmFeatureExtractor):
         each.register_for_auto_class()
     if is_torch_available():
@@ -41,15 +42,17 @@ def export_checkpoint(model, feature_extractor, folder, *, card=None):
 
     Args:
         model (`AnyECGPreTrainedModel`): the quantizer, the backbone or a head.
-        feature_extractor (`AnyECGFeatureExtractor`): of the model; for the quantizer the `AnyECGRhythmFeatureExtractor` with it.
+        feature_extractor (`AnyECGFeatureExtractor`): of the model; for the quantizer the
+            `AnyECGRhythmFeatureExtractor` with it.
         folder (`str` or `os.PathLike`): made if absent.
-        card (`str`, *optional*): text of the README.md, with the Hub's YAML block on top. An old README.md is kept without it.
+        card (`str`, *optional*): text of the README.md, with the Hub's YAML block on top. An old README.md is kept
+            without it.
 
     Returns:
         `pathlib.Path`: the folder.
 
     Raises:
-        ValueError: model and feature extractor do not belong together, or the folder is not complete (`check_checkpoint`).
+        ValueError: model and feature extractor do not belong together, or `check_checkpoint` finds something amiss.
     """
     folder = Path(folder)
     _refuse_strangers(model, feature_extractor)
@@ -64,14 +67,16 @@ def export_checkpoint(model, feature_extractor, folder, *, card=None):
 def check_checkpoint(folder):
     """Raise unless a folder holds all that loads it where this package is not installed.
 
-    Looked for: config.json, preprocessor_config.json, weights as safetensors and none as pickle; every module that the two
-    JSON files name, with its class; every module that those import; no import of this package by name.
+    Looked for: config.json, preprocessor_config.json, weights as safetensors and none as pickle; every module that the
+    two JSON files name, with its class; every module that those import; no import of this package by name.
 
     Raises:
         ValueError: lists all that is amiss.
     """
     folder = Path(folder)
-    amiss = [f"{name} is missing" for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()]
+    amiss = [
+        f"{name} is missing" for name in ("config.json", "preprocessor_config.json") if not (folder / name).is_file()
+    ]
     if not list(folder.glob("model*.safetensors")):
         amiss.append("weights are missing (model.safetensors)")
     amiss += [f"{path.name} may hold a pickle" for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
@@ -82,31 +87,42 @@ def check_checkpoint(folder):
 
 
 def _refuse_strangers(model, feature_extractor):
-    model_type = model.config.model_type
+    needed = extractor_class(model.config.model_type)
     is_rhythm = isinstance(feature_extractor, AnyECGRhythmFeatureExtractor)
-    if is_rhythm != (model_type == "anyecg_quantizer") or (is_rhythm and feature_extractor.quantizer is not model):
+    fits = isinstance(feature_extractor, needed) and is_rhythm == (needed is AnyECGRhythmFeatureExtractor)
+    if not fits or (is_rhythm and feature_extractor.quantizer is not model):
         raise ValueError(
-            f'A model of type "{model_type}" was given with {type(feature_extractor).__name__}. The quantizer goes with the '
-            "AnyECGRhythmFeatureExtractor that holds it, any other model with an AnyECGFeatureExtractor."
+            f"{type(model).__name__} was given with {type(feature_extractor).__name__}; it goes with {needed.__name__}"
+            f"{', the one that holds this quantizer' if fits else ''}."
         )
     for name in ("sampling_rate", "patch_size"):
         own, needed = getattr(feature_extractor, name), getattr(model.config, name)
         if own != needed:
-            raise ValueError(f"The feature extractor gives {name} {own}, the model needs {needed}; they do not belong together.")
+            raise ValueError(
+                f"The feature extractor gives {name} {own}, the model needs {needed}; they do not belong together."
+            )
 
 
 def _code_amiss(folder):
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     options = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     auto_map = {**config.get("auto_map", {}), **options.get("auto_map", {})}
-    amiss = [f"no auto_map entry for {name}" for name in ("AutoConfig", "AutoModel", "AutoFeatureExtractor") if name not in auto_map]
+    amiss = [
+        f"no auto_map entry for {name}"
+        for name in ("AutoConfig", "AutoModel", "AutoFeatureExtractor")
+        if name not in auto_map
+    ]
     entries = [*auto_map.values(), *(each["impl"] for each in config.get("custom_pipelines", {}).values())]
     for module, class_name in sorted({tuple(entry.split(".")) for entry in entries}):
         path = folder / f"{module}.py"
         if not path.is_file() or f"class {class_name}(" not in path.read_text(encoding="utf-8"):
             amiss.append(f"{module}.py with {class_name} is missing")
     for path in sorted(folder.glob("*.py")):
-        amiss += [f"{path.name} imports {name}.py, which is missing" for name in get_relative_imports(path) if not (folder / f"{name}.py").is_file()]
+        amiss += [
+            f"{path.name} imports {name}.py, which is missing"
+            for name in get_relative_imports(path)
+            if not (folder / f"{name}.py").is_file()
+        ]
         if _ABSOLUTE_IMPORT.search(path.read_text(encoding="utf-8")):
             amiss.append(f"{path.name} imports anyecg_hf by name")
     return amiss

@@ -1,7 +1,8 @@
-"""Pipelines `ecg-classification`, `ecg-reconstruction`, `ecg-feature-extraction`: from a record on disk to a named result.
+"""Pipelines `ecg-classification`, `ecg-reconstruction`, `ecg-feature-extraction`: from a record to a named result.
 
-A record is one item, however long: it is filtered whole and cut into overlapping windows (`window_seconds`, `hop_seconds` of
-its feature extractor); the windows of a batch of records go through the model together and are merged record by record.
+A record is one item, however long: it is filtered whole and cut into overlapping windows (`window_seconds`,
+`hop_seconds` of its feature extractor); the windows of a batch of records go through the model together and are merged
+record by record.
 """
 
 import collections.abc
@@ -44,10 +45,10 @@ class ECGPipeline(Pipeline):
     Calling it takes one record or many, and `batch_size` (records at a time, 1), `num_workers`, and the options below.
 
     - One record gives its result: the path of a record (with or without suffix), a `Record`, an array `(num_leads,
-      num_samples)` or nested list with `sampling_rate=`, `lead_names=`, `units=`, or a dict of `"signal"` (or `"array"`),
-      `"sampling_rate"`, `"lead_names"`, `"units"`, or of `"path"`.
-    - A list or tuple of these gives a list of results. A generator, a `datasets.Dataset` with such rows, one of its columns or
-      a torch dataset gives an iterator: records are read when their turn comes.
+      num_samples)` or nested list with `sampling_rate=`, `lead_names=`, `units=`, or a dict of `"signal"` (or
+      `"array"`), `"sampling_rate"`, `"lead_names"`, `"units"`, or of `"path"`.
+    - A list or tuple of these gives a list of results. A generator, a `datasets.Dataset` with such rows, one of its
+      columns or a torch dataset gives an iterator: records are read when their turn comes.
 
     Options:
         sampling_rate (`float`, Hz), lead_names (list of `str`), units (`str`): for records that do not bring them.
@@ -80,12 +81,15 @@ class ECGPipeline(Pipeline):
         self.model.eval()  # a model that was just built or trained still drops out at random
 
     def __call__(self, inputs, *, num_workers=None, batch_size=None, **options):
-        """Return the result for one record, a list of results for a list, an iterator for anything that is read as it goes."""
+        """Return the result for one record, a list of results for a list, an iterator for what is read as it goes."""
         stages = zip(self._stages_at_init, self._sanitize_parameters(**options), strict=True)
         parameters = [{**at_init, **at_call} for at_init, at_call in stages]
         many = _as_many(inputs)
         results = self.get_iterator(
-            [inputs] if many is None else many, num_workers or self._num_workers or 0, batch_size or self._batch_size or 1, *parameters
+            [inputs] if many is None else many,
+            num_workers or self._num_workers or 0,
+            batch_size or self._batch_size or 1,
+            *parameters,
         )
         if many is None:
             return next(iter(results))
@@ -99,24 +103,22 @@ class ECGPipeline(Pipeline):
         return next(iter(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params)))
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
-        """Return an iterable over results; the library's own pads a batch along the leads, ours leaves that to the extractor."""
+        """Return an iterable over results. The library's pads along the leads; here the extractor pads windows."""
         is_sized = isinstance(inputs, collections.abc.Sized)
-        dataset = PipelineDataset if is_sized else PipelineIterator
-        loader = DataLoader(
-            dataset(inputs, self.preprocess, preprocess_params),
-            batch_size=batch_size,
-            num_workers=num_workers if is_sized else min(num_workers, 1),  # two workers would each read the whole stream
-            collate_fn=list,
-        )
+        if not is_sized:
+            num_workers = min(num_workers, 1)  # two would each read the whole stream
+        dataset = (PipelineDataset if is_sized else PipelineIterator)(inputs, self.preprocess, preprocess_params)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
         return _Results(self, loader, forward_params, postprocess_params, len(inputs) if is_sized else None)
 
     def _sanitize_parameters(self, **given):
         unknown = set(given) - set(self._options) - _LIBRARY_OPTIONS
         if unknown:
             raise TypeError(
-                f'Pipeline "{self.task}" has no option {", ".join(sorted(unknown))}. Options: {", ".join(self._options)}, '
-                "batch_size, num_workers."
+                f'Pipeline "{self.task}" has no option {", ".join(sorted(unknown))}. '
+                f"Options: {', '.join(self._options)}, batch_size, num_workers."
             )
+        _refuse_count(given, "windows_per_batch")
         stages = ({}, {}, {})
         for name, value in given.items():
             if name in self._options:
@@ -126,7 +128,9 @@ class ECGPipeline(Pipeline):
     def preprocess(self, record, *, lead_aliases=None, **given):
         """Return the windows of one record and what is known about it."""
         record = _read(record)
-        items, start_seconds = self.feature_extractor.windows(record, lead_aliases=lead_aliases, return_quality=True, **given)
+        items, start_seconds = self.feature_extractor.windows(
+            record, lead_aliases=lead_aliases, return_quality=True, **given
+        )
         duration = _duration_seconds(record, given.get("sampling_rate"))
         name = record.get("record_name") if isinstance(record, dict) else getattr(record, "record_name", None)
         report = quality_report(
@@ -165,20 +169,21 @@ class ECGPipeline(Pipeline):
         attribute, needed = self._needs
         if getattr(config, "model_type", None) != "anyecg" or not hasattr(self.model, attribute):
             raise ValueError(
-                f'Pipeline "{self.task}" got a {type(self.model).__name__}; it needs a model like {needed}. Take another '
-                "checkpoint, or the pipeline that fits this one."
+                f'Pipeline "{self.task}" got a {type(self.model).__name__}; it needs a model like {needed}. '
+                "Take another checkpoint, or the pipeline that fits this one."
             )
         if extractor is None:
             raise ValueError(f'Pipeline "{self.task}" needs the model\'s feature extractor: pass feature_extractor=...')
         for name in ("sampling_rate", "patch_size"):
-            if getattr(extractor, name) != getattr(config, name):
+            given, needed = getattr(extractor, name), getattr(config, name)
+            if given != needed:
                 raise ValueError(
-                    f"The feature extractor gives {name} {getattr(extractor, name)}, the model needs {getattr(config, name)}. "
+                    f"The feature extractor gives {name} {given}, the model needs {needed}. "
                     "Pass the feature extractor that was saved with the model."
                 )
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save model, feature extractor and the code of the pipelines; for `kwargs` see `PreTrainedModel.save_pretrained`."""
+        """Save model, feature extractor and code; `kwargs` as for `PreTrainedModel.save_pretrained`."""
         os.makedirs(save_directory, exist_ok=True)
         self.model.config.custom_pipelines = pipelines_in_config()
         custom_object_save(self, save_directory)
@@ -193,15 +198,16 @@ class ECGClassificationPipeline(ECGPipeline):
         top_k (`int`): only the `top_k` labels with the highest scores; `None` (default) is all.
         function_to_apply (`str`): from logits to scores: "sigmoid", "softmax" or "none". By default as
             `config.problem_type` says: multi label sigmoid, single label softmax, regression none.
-        merge (`str`): how the scores of a long record's windows become one: "mean" (default) of the scores, or their "max",
-            for what is there at times only. Windows without a usable patch are left out.
+        merge (`str`): how the scores of a long record's windows become one: "mean" (default) of the scores, or their
+            "max", for what is there at times only. Windows without a usable patch are left out.
         thresholds (`float`, list in the order of `id2label`, or `dict` of some labels): instead of `config.thresholds`.
         return_quality (`bool`): give a dict of `findings`, `quality` (see `quality_report`) and `record_name`.
 
     Returns:
-        list of dicts, highest score first: `label`; `score`; `threshold` from which it counts as positive (multi label: 0.5
-        where none is stored); `positive`. Single label without thresholds: `threshold` None, the highest score is positive.
-        Regression: `score` is the value, `threshold` and `positive` are None. Stored thresholds belong to the default function.
+        list of dicts, highest score first: `label`; `score`; `threshold` from which it counts as positive (multi
+        label: 0.5 where none is stored); `positive`. Single label without thresholds: `threshold` None, the highest
+        score is positive. Regression: `score` is the value, `threshold` and `positive` are None. Stored thresholds
+        belong to the default function.
 
     Example:
         >>> pipe = pipeline("ecg-classification", model="checkpoints/anyecg-small-statements")  # doctest: +SKIP
@@ -215,16 +221,14 @@ class ECGClassificationPipeline(ECGPipeline):
     def _sanitize_parameters(self, **given):
         _refuse_value(given, "merge", ("mean", "max"))
         _refuse_value(given, "function_to_apply", ("sigmoid", "softmax", "none", None))
-        top_k = given.get("top_k")
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise ValueError(f"top_k is {top_k!r}; accepted are whole numbers above 0, and None for all labels.")
+        _refuse_count(given, "top_k")
         if given.get("thresholds") is not None:
             self._refuse_thresholds(given["thresholds"])
         return super()._sanitize_parameters(**given)
 
     def _run(self, items):
         logits = self.model(**self._model_inputs(items)).logits
-        return list(logits.double().cpu().numpy())
+        return list(logits.float().cpu().numpy().astype(np.float64))
 
     def postprocess(
         self, record, *, top_k=None, function_to_apply=None, merge="mean", thresholds=None, return_quality=False
@@ -250,9 +254,9 @@ class ECGClassificationPipeline(ECGPipeline):
         config = self.model.config
         if config.problem_type not in _FUNCTIONS:
             raise ValueError(
-                f"config.problem_type is {config.problem_type!r}, and the scores of {config.num_labels} labels may mean several "
-                f'findings at once, one of several, or values. Pass function_to_apply="sigmoid", "softmax" or "none", or store one '
-                f"of {', '.join(_FUNCTIONS)} in the configuration."
+                f"config.problem_type is {config.problem_type!r}: the scores of {config.num_labels} labels may mean "
+                'several findings at once, one of several, or values. Pass function_to_apply="sigmoid", "softmax" or '
+                f'"none", or store one of {", ".join(_FUNCTIONS)} in the configuration.'
             )
         return _FUNCTIONS[config.problem_type]
 
@@ -260,12 +264,12 @@ class ECGClassificationPipeline(ECGPipeline):
         """Return `(thresholds, positive)`, each with one entry a label: None where no threshold applies."""
         thresholds = self._thresholds(function, given)
         if function == "softmax" and all(threshold is None for threshold in thresholds):
-            return thresholds, [i == scores.argmax() for i in range(len(scores))]
+            return thresholds, [i == int(scores.argmax()) for i in range(len(scores))]
         pairs = zip(scores, thresholds, strict=True)
         return thresholds, [None if threshold is None else bool(score >= threshold) for score, threshold in pairs]
 
     def _thresholds(self, function, given):
-        """Return one threshold a label: the given one, else the stored one if it was made for this function, else 0.5 or None."""
+        """Return one threshold a label: given; else stored, if for this function; else 0.5 for sigmoid, or None."""
         config, labels = self.model.config, self.model.config.id2label
         thresholds = [0.5 if function == "sigmoid" else None] * len(labels)
         if config.thresholds is not None and _FUNCTIONS.get(config.problem_type) == function:
@@ -283,8 +287,8 @@ class ECGClassificationPipeline(ECGPipeline):
             raise ValueError(f"thresholds names {', '.join(unknown)}; the labels are {', '.join(labels)}.")
         if not np.isscalar(given) and not isinstance(given, dict) and len(given) != len(labels):
             raise ValueError(
-                f"{len(given)} thresholds for {len(labels)} labels; pass one for all, one each in the order of id2label, or a "
-                "dict of some."
+                f"{len(given)} thresholds for {len(labels)} labels; pass one for all, one each in the order of "
+                "id2label, or a dict of some."
             )
 
 
@@ -294,13 +298,15 @@ class ECGFeatureExtractionPipeline(ECGPipeline):
     Options (beyond those of `ECGPipeline`):
         pooling (`str`): what gets one vector.
             "record" (default): mean over the usable patches of all leads, `np.ndarray (D,)`.
-            "lead": mean over the usable patches of each lead, `{lead name: np.ndarray (D,)}`; leads with none are left out.
-            "patch": dict of `features` `(leads, patches, D)`, NaN where masked; `lead_names`; `start_seconds` `(patches,)`.
-            A long record's means are over the patches of all its windows. With "patch", a patch that two windows hold is
-            their mean; of the last window, which ends with the record, only patches are taken that end beyond the others.
-        return_quality (`bool`): give a dict of `features` (the above), `quality` (see `quality_report`) and `record_name`.
+            "lead": mean over the usable patches of each lead, `{lead name: np.ndarray (D,)}`; leads without are left
+            out.
+            "patch": dict of `features` `(leads, patches, D)`, NaN where masked; `lead_names`; `start_seconds`
+            `(patches,)`.
+        return_quality (`bool`): give a dict of `features` (the above), `quality` (see `quality_report`), `record_name`.
 
-    All arrays are float32.
+    Features are float32. A long record's means are over the patches of all its windows. With "patch", a patch that two
+    windows hold is their mean; of the last window, which ends with the record, only those that end beyond the others
+    are taken.
     """
 
     _options = ECGPipeline._options | {"pooling": _FORWARD}
@@ -316,7 +322,8 @@ class ECGFeatureExtractionPipeline(ECGPipeline):
         mask = batch["attention_mask"][..., None].float()
         if pooling == "patch":
             states = states.masked_fill(mask == 0, torch.nan).cpu().numpy()
-            return [{"states": each[: i.shape[0], : i.shape[1]]} for each, i in zip(states, _masks(items))]
+            shapes = [item["attention_mask"].shape for item in items]
+            return [{"states": each[:leads, :patches]} for each, (leads, patches) in zip(states, shapes)]
         sums, counts = (states * mask).sum(2).cpu().numpy(), mask.sum(2).cpu().numpy()  # (windows, leads, D or 1)
         rows = [len(item["lead_ids"]) for item in items]
         return [{pooling: (sums[i, :n], counts[i, :n])} for i, n in enumerate(rows)]
@@ -354,24 +361,25 @@ class ECGFeatureExtractionPipeline(ECGPipeline):
 
 
 class ECGReconstructionPipeline(ECGPipeline):
-    """The record with its absent leads and its unusable stretches filled in, by a model with a lead reconstruction head.
+    """The record with its absent leads and unusable stretches filled in, by a model with a lead reconstruction head.
 
-    Measured leads come back as the model gets them: millivolt at its rate, filtered. With I and II there, III, aVR, aVL and
-    aVF follow by algebra and are called derived, not restored.
+    Measured leads come back as the model gets them: millivolt at its rate, filtered. With I and II there, III, aVR,
+    aVL and aVF follow by algebra and are called derived, not restored.
 
     Options (beyond those of `ECGPipeline`):
-        leads (list of `str`): what to make: absent leads, or measured ones, which are then hidden from the model and made anew.
-            By default every lead of the model that is absent. Unusable patches of the other leads are restored in any case.
+        leads (list of `str`): what to make: absent leads, or measured ones, which are then hidden from the model and
+            made anew. By default every lead of the model that is absent. Unusable patches of the other leads are
+            restored in any case.
 
     Returns:
         `dict`, itself a record that pipelines and extractor take:
         - `signal` `(leads, samples)` float32, NaN where it is none of measured, derived, restored; `sampling_rate`;
           `lead_names` in standard order; `units` ("mV"); `record_name`.
         - `restored`, `derived`: bool `(leads, samples)`: the model's work; algebra on I and II.
-        - `quality`: see `quality_report`, of the record as it was given.
+        - `quality`: see `quality_report`, of the record as it was given (not with `return_quality=False`).
     """
 
-    _options = {key: stage for key, stage in ECGPipeline._options.items() if key != "return_quality"} | {"leads": _PREPROCESS}
+    _options = ECGPipeline._options | {"leads": _PREPROCESS}
     _needs = ("waveform_head", "AnyECGForLeadReconstruction")
 
     def preprocess(self, record, *, leads=None, lead_aliases=None, **given):
@@ -382,7 +390,8 @@ class ECGReconstructionPipeline(ECGPipeline):
         kept = [name for name in measured if name not in wanted]
         if not kept:
             raise ValueError(
-                f"All leads of the record ({', '.join(measured)}) are to be made anew; leave at least one to make them from."
+                f"All leads of the record ({', '.join(measured)}) are to be made anew; leave at least one to make them "
+                "from."
             )
         prepared["items"] = [_with_rows_to_make(item, measured, kept, wanted) for item in prepared["items"]]
         prepared["lead_names"] = _in_standard_order(kept + wanted)
@@ -400,9 +409,10 @@ class ECGReconstructionPipeline(ECGPipeline):
 
     def _run(self, items):
         made = self.model(**self._model_inputs(items)).reconstruction.float().cpu().numpy()
-        return [each[: item["input_values"].shape[0], : item["input_values"].shape[1]] for each, item in zip(made, items)]
+        shapes = [item["input_values"].shape for item in items]
+        return [each[:leads, :samples] for each, (leads, samples) in zip(made, shapes)]
 
-    def postprocess(self, record):
+    def postprocess(self, record, *, return_quality=True):
         """Return the windows of one record joined: measured and derived samples as they are, restored ones averaged."""
         rate = self.feature_extractor.sampling_rate
         shape = (len(record["lead_names"]), int(record["quality"]["duration_seconds"] * rate + 0.5))
@@ -419,7 +429,7 @@ class ECGReconstructionPipeline(ECGPipeline):
         restored = source == _RESTORED
         signal[restored] = total[restored] / count[restored]
         warn_of_masks(record["quality"], record["record_name"])
-        return {
+        result = {
             "signal": signal,
             "sampling_rate": rate,
             "lead_names": record["lead_names"],
@@ -427,8 +437,8 @@ class ECGReconstructionPipeline(ECGPipeline):
             "record_name": record["record_name"],
             "restored": restored,
             "derived": source == _DERIVED,
-            "quality": record["quality"],
         }
+        return {**result, "quality": record["quality"]} if return_quality else result
 
 
 TASKS = {
@@ -469,8 +479,12 @@ def _as_many(inputs):
     if isinstance(inputs, (list, tuple)):
         records = as_list_of_records(inputs) if len(inputs) else []
         return None if records and records[0] is inputs else records
-    is_one = isinstance(inputs, (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor)) or hasattr(inputs, "lead_names")
-    if is_one or not (isinstance(inputs, collections.abc.Iterable) or hasattr(inputs, "__getitem__")):
+    is_one = isinstance(inputs, (str, bytes, os.PathLike, dict, np.ndarray, torch.Tensor))
+    if (
+        is_one
+        or hasattr(inputs, "lead_names")
+        or not (isinstance(inputs, collections.abc.Iterable) or hasattr(inputs, "__getitem__"))
+    ):
         return None
     return inputs
 
@@ -493,18 +507,14 @@ def _duration_seconds(record, sampling_rate):
     return np.shape(signal)[1] / float(sampling_rate if own_rate is None else own_rate)
 
 
-def _masks(items):
-    return [item["attention_mask"] for item in items]
-
-
 def _in_standard_order(names):
     return sorted(names, key=LEAD_IDS.get)
 
 
 def _with_rows_to_make(item, measured, kept, wanted):
-    """Return the window with the rows of `kept` and `wanted` in standard order, and `source` (leads, patches) of each patch.
+    """Return the window with the rows of `kept` and `wanted` in standard order, and the `source` of each patch.
 
-    What can be derived from I and II is; all else that is not measured is hidden from the model, which is to predict it.
+    What can be derived from I and II is; all else that is not measured is hidden from the model, to be predicted.
     """
     rows = [measured.index(name) for name in kept]
     values, names, mask = item["input_values"][rows], list(kept), item["attention_mask"][rows]
@@ -531,3 +541,9 @@ def _with_rows_to_make(item, measured, kept, wanted):
 def _refuse_value(given, name, accepted):
     if name in given and given[name] not in accepted:
         raise ValueError(f"{name} is {given[name]!r}; accepted are {', '.join(map(repr, accepted))}.")
+
+
+def _refuse_count(given, name):
+    value = given.get(name)
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} is {value!r}; accepted are whole numbers above 0.")

@@ -1,4 +1,4 @@
-"""What of a record a model could not use, or only with doubt: by lead, time and reason. The pipelines' results carry it."""
+"""What of a record a model could not use, or only with doubt, by lead, time and reason: part of pipelines' results."""
 
 import logging
 
@@ -68,7 +68,7 @@ def warn_of_masks(report, record_name=None):
 
 
 def _by_lead_and_reason(items, start_seconds, patch_seconds, duration_seconds, lead_names):
-    """Return `{(lead, reason): merged intervals in seconds}`; a patch's reason for being masked is the first of its flags."""
+    """Return `{(lead, reason): merged intervals in seconds}`; a patch is masked for the first of its reasons."""
     found = {}
     for item, start in zip(items, start_seconds):
         for row, patch in np.argwhere(item["quality"] != 0):

@@ -1,4 +1,4 @@
-"""Small seeded models and inputs, and one table of what differs between the five model classes; used by the model tests."""
+"""Small seeded models and inputs, and a table of what differs between the five model classes; for the model tests."""
 
 import copy
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ def make_config(case, **overrides):
 
 
 def make_model(case, seed=0, **overrides):
-    """Return a model in eval mode whose biases, norms and scales are random too, so that nothing is neutral by chance."""
+    """Return a model in eval mode whose biases, norms and scales are random too: nothing is neutral by chance."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = case.model_class._from_config(make_config(case, **overrides))
@@ -118,7 +118,7 @@ def make_batch(num_records=2, num_leads=3, num_patches=3, seed=0):
 
 
 def add_targets(case, batch, seed=1):
-    """Return `batch` with what the class needs for a loss; every second patch hidden where the class can hide patches."""
+    """Return `batch` with what the class needs for a loss; every second patch hidden where the class hides patches."""
     generator = torch.Generator().manual_seed(seed)
     grid, batch = batch["attention_mask"].shape, dict(batch)
     if case in (MASKED_CODES, RECONSTRUCTION):

@@ -1,4 +1,5 @@
-"""Run by `test_remote_code.py` in a process that cannot import `anyecg_hf`: loads checkpoints by the code in their folders.
+"""Run by `test_remote_code.py` in a process that cannot import `anyecg_hf`: loads checkpoints by the code in their
+folders.
 
     python -I remote_code_script.py job.json
 

@@ -20,7 +20,7 @@ PATTERN = {"time_tolerance": 2, "lead_window": 7, "num_global_tokens": 3}
 
 
 def own_fields(config):
-    """Return the configuration as a dictionary, without what depends on where it was loaded from or by which version."""
+    """Return the configuration as a dictionary, without what depends on where and by what it was loaded."""
     content = json.loads(json.dumps(config.to_dict()))
     for part in (content, content["sparse_attention_config"]):
         for name in ("_name_or_path", "transformers_version", "dtype", "architectures"):
@@ -115,7 +115,7 @@ def test_a_stem_without_channels_is_refused(config_class):
 
 
 @both
-@pytest.mark.parametrize("field, value", [("hidden_dropout", 1.5), ("attention_dropout", -0.1), ("hidden_act", "geluu")])
+@pytest.mark.parametrize("field, value", [("hidden_dropout", 1.5), ("attention_dropout", -0.1)])
 def test_a_setting_that_no_layer_takes_is_refused(config_class, field, value):
     with pytest.raises(StrictDataclassClassValidationError, match=field):
         config_class(**{field: value})
@@ -130,9 +130,9 @@ def test_a_negative_number_in_the_attention_pattern_is_refused(field):
 
 
 @both
-def test_an_attention_pattern_with_a_misspelt_name_is_refused(config_class):
-    with pytest.raises((ValueError, TypeError), match="time_tolerence"):
-        config_class(sparse_attention_config={"time_tolerence": 1})
+def test_a_misspelt_name_in_the_attention_pattern_of_a_preset_is_refused(config_class):
+    with pytest.raises(ValueError, match="time_tolerence"):
+        config_class.from_preset("small", sparse_attention_config={"time_tolerence": 1})
 
 
 @both
@@ -170,7 +170,9 @@ def test_a_quantizer_that_cannot_be_is_refused(options, message):
 # Thresholds and labels
 
 
-@pytest.mark.parametrize("thresholds", [[0.5, 0.5], [0.5] * 4, [], [0.5, 0.5, 1.5], [0.5, -0.1, 0.5], [0.5, math.nan, 0.5]])
+@pytest.mark.parametrize(
+    "thresholds", [[0.5, 0.5], [0.5] * 4, [], [0.5, 0.5, 1.5], [0.5, -0.1, 0.5], [0.5, math.nan, 0.5]]
+)
 def test_thresholds_must_be_one_score_a_label(thresholds):
     with pytest.raises(StrictDataclassClassValidationError, match="3 labels"):
         AnyECGConfig(num_labels=3, thresholds=thresholds)
@@ -310,12 +312,12 @@ def test_the_published_sizes_have_the_published_shapes():
 
 # Backbone and quantizer; counted here, stated in the documents. The large ones are built on the meta device.
 PARAMETERS = {
-    "tiny": (911_888, 281_654),
-    "small": (2_906_432, 1_472_438),
-    "medium": (15_080_064, 13_789_398),
-    "base": (86_434_816, 53_499_862),
-    "large": (304_011_520, 94_216_662),
-    "xl": (1_477_966_144, 228_001_878),
+    "tiny": (911_888, 304_038),
+    "small": (2_906_432, 1_533_734),
+    "medium": (15_080_064, 14_006_342),
+    "base": (86_434_816, 53_950_278),
+    "large": (304_011_520, 94_822_726),
+    "xl": (1_477_966_144, 228_958_150),
 }
 
 

@@ -23,7 +23,7 @@ from training.data import (
 )
 from training.labels import build_task
 from training.record_store import RecordStore, prepare_records
-from training.splits import fold_of
+from training.splits import fold_of, folds_of
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_folder_of_wfdb_records_takes_age_sex_and_codes_from_the_headers(tmp_p
         "age": 47.0,
         "sex": "female",
         "codes": ["426783006", "164889003"],
-        "fold": fold_of("A0001"),
+        "fold": 1,
     }
 
 
@@ -147,6 +147,16 @@ def test_the_fold_of_a_patient_does_not_depend_on_the_others():
     assert set(folds) == set(range(1, 11))
     assert abs(folds.count(9) - 200) < 60
     assert fold_of("patient-1") == folds[1]
+
+
+def test_a_small_corpus_is_dealt_out_so_that_two_patients_are_enough():
+    assert sorted(folds_of(["A", "B"]).values()) == [1, 9]
+    assert sorted(folds_of([str(number) for number in range(10)]).values()).count(9) >= 1
+
+
+def test_a_corpus_with_records_in_both_splits_keeps_the_folds_of_the_hash():
+    patients = [f"patient-{number}" for number in range(500)]
+    assert folds_of(patients) == {patient: fold_of(patient) for patient in patients}
 
 
 def test_prepared_records_are_what_the_extractor_gives(store, extractor):

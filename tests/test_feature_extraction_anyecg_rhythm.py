@@ -42,7 +42,7 @@ def folder(extractor, tmp_path):
     return tmp_path / "rhythm"
 
 
-# ---- codes ---------------------------------------------------------------------------------------------------------------
+# ---- codes ---------------------------------------------------------------------------------------------------------
 
 
 def test_codes_are_integers_on_the_grid_of_leads_and_patches(extractor, record):
@@ -112,7 +112,7 @@ def test_decoding_codes_of_a_larger_codebook_is_an_error(extractor):
         extractor.decode(np.full((1, 1, 2), 64), np.array([[2]]))
 
 
-# ---- saving and loading --------------------------------------------------------------------------------------------------
+# ---- saving and loading --------------------------------------------------------------------------------------------
 
 
 def test_the_auto_class_loads_options_and_weights_from_a_folder(extractor, folder, record):
@@ -124,7 +124,9 @@ def test_the_auto_class_loads_options_and_weights_from_a_folder(extractor, folde
 def test_the_folder_is_also_the_quantizers_with_one_copy_of_the_weights(extractor, folder):
     assert [path.relative_to(folder).name for path in folder.rglob("*.safetensors")] == ["model.safetensors"]
     loaded = AutoModel.from_pretrained(folder)
-    for (name, ours), (_, theirs) in zip(extractor.quantizer.state_dict().items(), loaded.state_dict().items(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        extractor.quantizer.state_dict().items(), loaded.state_dict().items(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
 
 
@@ -167,7 +169,9 @@ def test_the_path_of_the_options_file_is_accepted(folder):
 
 
 def test_options_can_be_changed_and_unused_ones_returned(folder):
-    extractor, unused = AnyECGRhythmFeatureExtractor.from_pretrained(folder, clip_mv=3.0, other=1, return_unused_kwargs=True)
+    extractor, unused = AnyECGRhythmFeatureExtractor.from_pretrained(
+        folder, clip_mv=3.0, other=1, return_unused_kwargs=True
+    )
     assert extractor.clip_mv == 3.0 and unused == {"other": 1}
 
 
@@ -219,7 +223,7 @@ def test_saving_with_push_to_hub_pushes_the_weights_too(extractor, tmp_path, mon
     assert (tmp_path / "hub" / "someone" / "rhythm" / "model.safetensors").is_file()
 
 
-# ---- without a quantizer, and with a wrong one ---------------------------------------------------------------------------
+# ---- without a quantizer, and with a wrong one ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,10 +262,12 @@ def test_the_plain_extractor_gives_the_same_input(extractor, record):
     assert all(np.array_equal(plain[key], extractor(record)[key]) for key in plain)
 
 
-# ---- copies and processes ------------------------------------------------------------------------------------------------
+# ---- copies and processes ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["deepcopy", "pickle"]
+)
 def test_a_copy_gives_the_same_codes(copied, extractor, record):
     assert np.array_equal(copied(extractor)(record)["rhythm_codes"], extractor(record)["rhythm_codes"])
 

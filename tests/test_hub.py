@@ -1,4 +1,4 @@
-"""Checkpoints that are complete by themselves: what `export_checkpoint` and every plain save or push leave in a folder."""
+"""Checkpoints that are complete by themselves: what exports, plain saves and pushes leave in a folder."""
 
 import json
 
@@ -35,7 +35,7 @@ def config_of(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-# ---- export --------------------------------------------------------------------------------------------------------------
+# ---- export --------------------------------------------------------------------------------------------------------
 
 
 def test_an_export_is_flat_and_has_weights_configurations_code_and_card(folder):
@@ -90,7 +90,12 @@ def test_exporting_again_keeps_the_card(folder):
         lambda: (tiny_quantizer(), rhythm_pair()[1]),
         lambda: (tiny_model(), AnyECGFeatureExtractor(sampling_rate=250, patch_size=250)),
     ],
-    ids=["rhythm extractor for a classifier", "plain one for a quantizer", "one with another quantizer", "another rate"],
+    ids=[
+        "rhythm extractor for a classifier",
+        "plain one for a quantizer",
+        "one with another quantizer",
+        "another rate",
+    ],
 )
 def test_parts_that_do_not_belong_together_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match="goes with|do not belong together"):
@@ -98,7 +103,7 @@ def test_parts_that_do_not_belong_together_are_refused(make, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# ---- the check -----------------------------------------------------------------------------------------------------------
+# ---- the check -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def tiny_config():
     return AnyECGConfig.from_preset("tiny")
 
 
-# ---- plain saves and pushes ----------------------------------------------------------------------------------------------
+# ---- plain saves and pushes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model_class", MODELS, ids=lambda each: each.__name__)
@@ -148,7 +153,9 @@ def test_what_a_model_and_an_extractor_push_is_complete(tmp_path, monkeypatch):
 
 def test_what_a_pipeline_pushes_is_complete(tmp_path, monkeypatch):
     catch_pushes(monkeypatch, tmp_path)
-    pipeline("ecg-classification", model=tiny_model(), feature_extractor=AnyECGFeatureExtractor()).push_to_hub("someone/it")
+    pipeline("ecg-classification", model=tiny_model(), feature_extractor=AnyECGFeatureExtractor()).push_to_hub(
+        "someone/it"
+    )
     check_checkpoint(tmp_path / "someone" / "it")
     assert len(config_of(tmp_path / "someone" / "it")["custom_pipelines"]) == 3
 
@@ -197,7 +204,9 @@ def test_a_class_of_ones_own_is_saved_with_its_own_file_as_the_library_does(tmp_
 @pytest.mark.parametrize(("model_type", "count"), [("anyecg", 5), ("anyecg_quantizer", 2)])
 def test_auto_map_names_module_and_class(model_type, count):
     entries = auto_map(model_type)
-    assert len(entries) == count and all(entry.count(".") == 1 and "Tokenizer" not in entry for entry in entries.values())
+    assert len(entries) == count and all(
+        entry.count(".") == 1 and "Tokenizer" not in entry for entry in entries.values()
+    )
 
 
 def test_each_kind_of_model_has_its_extractor():

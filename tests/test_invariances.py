@@ -1,8 +1,8 @@
 """Real records through extractor and model: what must not change the result, and what must.
 
-Records: a handful of PTB-XL at 500 Hz, read from `../shared/ecg` (skipped, saying so, where that is absent). Models: a small
-seeded one, and the shipped classifier where it is there. Distances are measured in units of the distance between records:
-the median over pairs of different records of the root mean square difference of their results.
+Records: a handful of PTB-XL at 500 Hz, from `../shared/ecg` (skipped, saying so, where that is absent). Models: a small
+seeded one, and the shipped classifier where it is there. Distances are given in units of the distance between records:
+the median over pairs of different records of the root mean square difference of their logits.
 """
 
 import importlib.util
@@ -62,7 +62,9 @@ def seeded_model():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AnyECGForSequenceClassification(AnyECGConfig.from_preset("tiny", num_labels=5, **sizes))
-        torch.nn.init.normal_(model.anyecg.embeddings.lead_embedding.weight)  # so that the lead's name weighs as its signal
+        torch.nn.init.normal_(
+            model.anyecg.embeddings.lead_embedding.weight
+        )  # so that the lead's name weighs as its signal
     return model.eval()
 
 
@@ -75,7 +77,8 @@ def score(network, records, *, sampling_rate=500, lead_names=LEADS, units="uV"):
     """Return logits `(records, labels)` of all `records` in one batch."""
     extractor, model = network
     items = [
-        {"signal": record, "sampling_rate": sampling_rate, "lead_names": lead_names, "units": units} for record in records
+        {"signal": record, "sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
+        for record in records
     ]
     return model(**extractor(items, return_tensors="pt")).logits
 
@@ -118,7 +121,9 @@ def test_absent_leads_may_be_left_out_or_masked(network, signals, kept):
     extractor, model = network
     as_nan = [np.where(np.isin(np.arange(12), kept)[:, None], signal, np.nan) for signal in signals]
     torch.testing.assert_close(score(network, as_nan), left_out, **SAME)
-    batch = extractor([{"signal": s, "sampling_rate": 500, "lead_names": LEADS, "units": "uV"} for s in signals], return_tensors="pt")
+    batch = extractor(
+        [{"signal": s, "sampling_rate": 500, "lead_names": LEADS, "units": "uV"} for s in signals], return_tensors="pt"
+    )
     absent = [i for i in range(12) if i not in kept]
     for name in ("attention_mask", "lead_ids"):  # by the mask, by the id of a padded row
         masked = {**batch, name: batch[name].clone()}
@@ -156,15 +161,15 @@ def at_rate(signal, rate):
 
 @pytest.mark.parametrize("rate", [100, 250, 257, 1000])
 def test_the_sampling_rate_hardly_matters(network, signals, expected, spread, rate):
-    """Stated tolerance: 1 % of the distance between two records at 100 Hz, where most of the band is missing; else 0.5 %."""
+    """Stated tolerance: 1 % of the distance of records at 100 Hz, where much of the band is missing, else 0.5 %."""
     found = score(network, [at_rate(signal, rate) for signal in signals], sampling_rate=rate)
     assert (distance(found, expected) < (0.01 if rate == 100 else 0.005) * spread).all()
 
 
 def test_the_published_100_hz_version_of_a_record_is_scored_alike(network, records, unpack, real_ecg, expected, spread):
-    """PTB-XL's own 100 Hz files are another recording, so to speak: measured, they run 1.25 ms ahead of the 500 Hz files,
-    swing in at the ends, and some differ below 3 Hz. Stated tolerance: a quarter of the distance between two records in the
-    median, and each record nearer to itself than to any other.
+    """PTB-XL's own 100 Hz files are not the 500 Hz files resampled: measured, they run 1.25 ms ahead and swing in
+    at the ends, and some differ below 3 Hz. Stated tolerance: a quarter of the distance between records in the median,
+    and each record nearer to itself than to any other.
     """
     import pyarrow.parquet as pq
 

@@ -1,8 +1,21 @@
-"""The backbone: stem, embeddings, hidden patches, pooling; and masked-code pretraining. What all classes share: test_modeling_common.py."""
+"""The backbone: stem, embeddings, hidden patches, pooling; and masked-code pretraining.
+
+What all model classes share is in test_modeling_common.py.
+"""
 
 import pytest
 import torch
-from model_cases import BACKBONE, HEADS, MASKED_CODES, NUM_CODES, PATCH_SIZE, RECONSTRUCTION, make_batch, make_model, run
+from model_cases import (
+    BACKBONE,
+    HEADS,
+    MASKED_CODES,
+    NUM_CODES,
+    PATCH_SIZE,
+    RECONSTRUCTION,
+    make_batch,
+    make_model,
+    run,
+)
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -78,14 +91,16 @@ def test_with_the_scope_lead_patches_see_across_their_edges():
 
 
 def test_a_stem_of_the_default_shape_keeps_patches_apart_from_their_neighbours_mask():
-    """The real kernel sizes and strides: a masked patch between two others, against the two in a record of their own lead."""
+    """The real kernel sizes and strides: one patch of a lead masked, against the same lead whole."""
     config = AnyECGConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, stem_scope="patch")
     torch.manual_seed(0)
     model, batch = AnyECGModel(config).eval(), make_batch(1, 2, 5)
     batch["attention_mask"][0, 0, 2] = 0
     visible = batch["attention_mask"].bool()
     whole = model.embeddings.stem(batch["input_values"])
-    torch.testing.assert_close(model.embeddings.stem(batch["input_values"], visible)[visible], whole[visible], **TOLERANCE)
+    torch.testing.assert_close(
+        model.embeddings.stem(batch["input_values"], visible)[visible], whole[visible], **TOLERANCE
+    )
 
 
 def test_the_amplitude_survives_the_normalisation():
@@ -252,7 +267,9 @@ LABELS = {"id2label": {0: "AF", 1: "NORM"}, "label2id": {"AF": 0, "NORM": 1}}
 
 @pytest.mark.parametrize("options", [{"num_labels": 2}, LABELS], ids=["num_labels", "id2label"])
 @pytest.mark.parametrize(
-    "model_class", [AnyECGForSequenceClassification, AutoModelForSequenceClassification], ids=["own class", "Auto class"]
+    "model_class",
+    [AnyECGForSequenceClassification, AutoModelForSequenceClassification],
+    ids=["own class", "Auto class"],
 )
 def test_labels_ask_for_a_new_head(model_class, options, backbone_folder):
     model = model_class.from_pretrained(backbone_folder, **options)

@@ -1,6 +1,6 @@
 """What every model class must do to be a native citizen of Transformers.
 
-Own code; which checks there are follows the library's common model tests. "Same" is bit-equal unless a tolerance stands there.
+Own code; the choice of checks follows the library's common model tests. "Same" is bit-equal if no tolerance is given.
 """
 
 import copy
@@ -331,7 +331,7 @@ def test_a_checkpoint_loads_in_half_precision_and_counters_stay_whole_numbers(ca
 @every_class
 @every_attention
 def test_half_precision_gives_about_the_same_output(case, attention, saved):
-    """bfloat16 keeps 8 bits; the weights here are of order one, so errors of a few per cent of the spread are its due."""
+    """bfloat16 keeps 8 bits; the weights here are of order one: errors of a few per cent of the spread are its due."""
     if case is QUANTIZER:
         pytest.skip("a nearly equal cosine may fall to another code in bfloat16: see its own test")
     folder, batch = saved(make_model(case)), make_batch()
@@ -575,13 +575,14 @@ def test_nan_in_one_record_does_not_reach_another(case):
 
 
 @every_class
-def test_every_trainable_parameter_gets_a_gradient_when_something_is_hidden(case):
+def test_every_trainable_parameter_gets_a_gradient(case):
+    """Only the mask token of a class that hides nothing may go without: it keeps checkpoints in one form."""
     model, batch = make_model(case), add_targets(case, make_batch())
     if case.takes_bool_masked_pos:
         batch.setdefault("bool_masked_pos", torch.arange(18).view(2, 3, 3) % 2 == 0)
-    unused = {name for name, value in model.named_parameters() if value.requires_grad} - set(gradients(case, model, batch))
-    # A head that hides nothing keeps the backbone's mask token, so that checkpoints fit; it is the only one.
-    assert unused <= ({name for name in unused if name.endswith("mask_token")} if not case.takes_bool_masked_pos else set())
+    trainable = {name for name, value in model.named_parameters() if value.requires_grad}
+    unused = trainable - gradients(case, model, batch).keys()
+    assert unused == {name for name in unused if name.endswith("mask_token") and not case.takes_bool_masked_pos}
 
 
 @every_class
@@ -700,7 +701,8 @@ def smooth(signal):
 # Compiling and exporting
 
 
-@every_class
+# The backbone is in each of them; compiling costs seconds, so each class is either compiled or exported, one both.
+@pytest.mark.parametrize("case", [MASKED_CODES, CLASSIFIER, QUANTIZER], ids=lambda case: case.name)
 def test_the_compiled_model_gives_the_same(case):
     model = make_model(case, num_hidden_layers=1)
     torch._dynamo.reset()
@@ -711,7 +713,7 @@ def test_the_compiled_model_gives_the_same(case):
         torch.testing.assert_close(run(case, compiled, batch), run(case, model, batch), **TOLERANCE)
 
 
-@pytest.mark.parametrize("case", [BACKBONE, CLASSIFIER, RECONSTRUCTION], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CLASSIFIER, RECONSTRUCTION], ids=lambda case: case.name)
 def test_the_exported_model_takes_any_number_of_records_leads_and_patches(case):
     model = make_model(case, num_hidden_layers=1)
     program = torch.export.export(model, (), kwargs=make_batch(2, 3, 4), dynamic_shapes=dynamic_shapes(), strict=False)
@@ -737,6 +739,17 @@ def test_a_compiled_model_is_saved_under_the_plain_names(saved):
     model = make_model(BACKBONE)
     folder = saved(torch.compile(model, backend="eager"))
     assert_same_state(AutoModel.from_pretrained(folder), model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
+@every_class
+@every_attention
+def test_the_accelerator_gives_the_same(case, attention):
+    model, batch = make_model(case, attn_implementation=attention), uneven_batch()
+    expected = run(case, model, batch)
+    found = run(case, model.to("cuda"), {name: value.to("cuda") for name, value in batch.items()})
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-3, rtol=1e-3)
 
 
 # Wrong input

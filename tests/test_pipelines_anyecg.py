@@ -1,5 +1,6 @@
 """The pipelines: forms of input, batches, long records, what is said of quality, and each task's result."""
 
+import dataclasses
 import logging
 
 import datasets
@@ -14,6 +15,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.modeling_anyecg import AnyECGModel
 from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
 from anyecg_hf.pipelines_anyecg import ECGClassificationPipeline, register_pipelines
+from anyecg_hf.records import read_record
 from anyecg_hf.simulate import simulate_record
 
 TOLERANCE = 1e-5  # float32, sums in another order
@@ -26,6 +28,7 @@ TASKS = {
 
 def make_pipe(task, model=None, extractor=None, **options):
     model = tiny_model(TASKS[task]) if model is None else model
+    options.setdefault("device", "cpu")  # an accelerator would be taken where there is one, and rounds otherwise
     return pipeline(task, model=model, feature_extractor=extractor or AnyECGFeatureExtractor(), **options)
 
 
@@ -74,10 +77,15 @@ def scores(findings):
 
 
 def as_dict(record):
-    return {"signal": record.signal, "sampling_rate": record.sampling_rate, "lead_names": record.lead_names, "units": "mV"}
+    return {
+        "signal": record.signal,
+        "sampling_rate": record.sampling_rate,
+        "lead_names": record.lead_names,
+        "units": "mV",
+    }
 
 
-# ---- forms of input ------------------------------------------------------------------------------------------------------
+# ---- forms of input ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["", ".hea", ".dat"])
@@ -171,7 +179,9 @@ def test_a_dataset_of_records_gives_results_one_by_one(classify, records, datase
 
 
 def test_a_dataset_of_arrays_gives_the_same(classify, records, dataset):
-    assert list(classify(dataset.with_format("numpy", columns=["signal"], output_all_columns=True))) == classify(records)
+    assert list(classify(dataset.with_format("numpy", columns=["signal"], output_all_columns=True))) == classify(
+        records
+    )
 
 
 def test_a_dataset_that_streams_gives_the_same(classify, records, dataset):
@@ -193,7 +203,7 @@ def test_workers_give_the_same(classify, paths):
     assert list(classify(datasets.Dataset.from_dict({"path": paths}), num_workers=2)) == classify(paths)
 
 
-# ---- batches and windows -------------------------------------------------------------------------------------------------
+# ---- batches and windows -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
@@ -206,7 +216,9 @@ def test_batched_is_single(classify, records, batch_size):
 def test_batched_features_are_single_ones(embed, records, pooling):
     batched, single = embed(records, batch_size=3, pooling=pooling), embed(records, pooling=pooling)
     for one, other in zip(batched, single, strict=True):
-        parts = [(one, other)] if pooling == "record" else [(one[key], other[key]) for key in other if key != "lead_names"]
+        parts = (
+            [(one, other)] if pooling == "record" else [(one[key], other[key]) for key in other if key != "lead_names"]
+        )
         assert all(np.allclose(a, b, atol=1e-4, equal_nan=True) for a, b in parts)
 
 
@@ -244,10 +256,12 @@ def test_windows_without_a_usable_patch_are_left_out_and_named(classify):
     result = classify(long, return_quality=True)
     assert result["quality"]["num_windows"] == 4
     stretches = [(each["lead"], each["start_seconds"], each["end_seconds"]) for each in result["quality"]["masked"]]
-    assert stretches == [("II", 10, 20), ("V2", 10, 20)] and result["quality"]["usable_share"] == pytest.approx(2 / 3, abs=1e-3)
+    assert stretches == [("II", 10, 20), ("V2", 10, 20)] and result["quality"]["usable_share"] == pytest.approx(
+        2 / 3, abs=1e-3
+    )
 
 
-# ---- quality -------------------------------------------------------------------------------------------------------------
+# ---- quality -------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_masked_is_said_in_a_warning(classify, damaged, caplog):
@@ -299,7 +313,7 @@ def test_absent_leads_may_be_left_out_or_flat(classify):
     assert np.allclose(scores(classify(full)), scores(classify(few)), atol=TOLERANCE)
 
 
-# ---- classification ------------------------------------------------------------------------------------------------------
+# ---- classification ------------------------------------------------------------------------------------------------
 
 
 def test_findings_have_four_keys_and_are_sorted_by_score(classify, record):
@@ -371,7 +385,7 @@ def test_stored_thresholds_do_not_judge_the_scores_of_another_function(record):
     assert {each["threshold"] for each in pipe(record, function_to_apply="none")} == {None}
 
 
-# ---- feature extraction --------------------------------------------------------------------------------------------------
+# ---- feature extraction --------------------------------------------------------------------------------------------
 
 
 def test_pooling_gives_one_vector_a_record_a_lead_or_a_patch(embed, record):
@@ -395,7 +409,9 @@ def test_vectors_are_means_over_the_usable_patches_only(embed, damaged):
     assert not usable[7].any() and (~usable[1]).sum() == 1
     assert np.allclose(embed(short), patches["features"][usable].mean(0), atol=TOLERANCE)
     by_lead = embed(short, pooling="lead")
-    assert "V2" not in by_lead and np.allclose(by_lead["II"], np.nanmean(patches["features"][1], axis=0), atol=TOLERANCE)
+    assert "V2" not in by_lead and np.allclose(
+        by_lead["II"], np.nanmean(patches["features"][1], axis=0), atol=TOLERANCE
+    )
 
 
 def test_patches_of_a_long_record_cover_it_once(embed):
@@ -413,7 +429,7 @@ def test_a_head_gives_the_features_of_its_backbone(embed, record):
     assert np.allclose(pipe(record), expected, atol=TOLERANCE)
 
 
-# ---- reconstruction ------------------------------------------------------------------------------------------------------
+# ---- reconstruction ------------------------------------------------------------------------------------------------
 
 
 def test_absent_leads_are_restored_and_measured_ones_come_back_as_they_were(reconstruct):
@@ -491,7 +507,7 @@ def test_asking_for_all_measured_leads_is_refused(reconstruct):
         reconstruct(simulate_record(8, lead_names=["II"]), leads=["II"])
 
 
-# ---- precision, registration, errors -------------------------------------------------------------------------------------
+# ---- precision, registration, errors -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -551,6 +567,7 @@ def test_an_array_without_its_description_is_refused(classify, given, message):
         ({"merge": "median"}, "'mean', 'max'"),
         ({"function_to_apply": "relu"}, "'sigmoid'"),
         ({"top_k": 0}, "top_k is 0"),
+        ({"windows_per_batch": 0}, "windows_per_batch is 0"),
         ({"thresholds": [0.5]}, "1 thresholds for 4 labels"),
         ({"thresholds": {"nope": 0.5}}, "names nope"),
     ],
@@ -590,3 +607,31 @@ def test_an_extractor_of_another_rate_is_refused():
 def test_a_pipeline_without_an_extractor_is_refused():
     with pytest.raises(ValueError, match="feature extractor"):
         ECGClassificationPipeline(tiny_model())
+
+
+# ---- real records --------------------------------------------------------------------------------------------------
+
+
+def challenge_records(folder, number):
+    return [str(path) for path in sorted((folder / "challenge-2021" / "georgia").glob("*.hea"))[:number]]
+
+
+def test_real_records_batched_are_single(classify, real_ecg):
+    paths = [*challenge_records(real_ecg, 3), str(real_ecg / "challenge-2021" / "ptb" / "S0010")]
+    for batched, single in zip(classify(paths, batch_size=4), classify(paths), strict=True):
+        assert np.allclose(scores(batched), scores(single), atol=TOLERANCE)
+
+
+def test_a_real_two_lead_recording_of_half_an_hour_is_one_result(classify, real_ecg):
+    result = classify(real_ecg / "mitdb" / "100", return_quality=True)
+    assert result["record_name"] == "100" and result["quality"]["lead_names"] == ["II", "V5"]
+    assert result["quality"]["num_windows"] > 300 and np.isfinite(scores(result["findings"])).all()
+
+
+def test_a_real_record_of_few_leads_is_filled_in(reconstruct, real_ecg):
+    record = read_record(challenge_records(real_ecg, 1)[0])
+    rows = [record.lead_names.index(name) for name in ("I", "II", "V2")]
+    few = dataclasses.replace(record, signal=record.signal[rows], lead_names=["I", "II", "V2"])
+    result, whole = reconstruct(few), reconstruct(record)
+    assert np.isfinite(result["signal"]).all() and result["restored"].any(1).sum() == 5
+    assert np.abs(result["signal"] - whole["signal"])[2:6].max() < 0.02  # mV: derived against measured limb leads

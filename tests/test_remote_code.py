@@ -1,7 +1,8 @@
-"""`trust_remote_code=True` where the package cannot be imported: every Auto class, both extractors, every pipeline, offline.
+"""`trust_remote_code=True` where the package cannot be imported: every Auto class, both extractors, every pipeline,
+offline.
 
-Real processes, isolated (`python -I`), in which importing `anyecg_hf` fails, with a Hub cache of their own. The first loads
-what was exported here, and saves it again; the second loads what the first has saved.
+Real processes, isolated (`python -I`), in which importing `anyecg_hf` fails, with a Hub cache of their own. The first
+loads what was exported here, and saves it again; the second loads what the first has saved.
 """
 
 import json
@@ -39,7 +40,7 @@ TASKS = {
     "ecg-reconstruction": "reconstruction",
     "ecg-feature-extraction": "backbone",
 }
-# Before 5.10 Transformers copies, of a local folder, only the files that the entry file itself imports. Hub ids are whole.
+# Before 5.10 Transformers copies, of a local folder, only files that the entry file itself imports. Hub ids are whole.
 LOCAL_FOLDERS_ARE_WHOLE = Version(transformers.__version__) >= Version("5.10")
 HUB_ID = "someone/any-ecg.tiny"  # a hyphen and a dot: both are rewritten in the name of the module
 
@@ -101,8 +102,15 @@ def run_elsewhere(root, name, job, blocked=()):
     job = {**{kind: {} for kind in kinds}, **{f"save_{kind}_to": {} for kind in kinds}, **job}
     job |= {"blocked": list(blocked), "num_threads": torch.get_num_threads(), "results": str(home / "results.npz")}
     (home / "job.json").write_text(json.dumps(job))
-    keep = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TMPDIR") if key in os.environ}
-    env = keep | {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1", "HOME": str(home)}
+    keep = {
+        key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TMPDIR") if key in os.environ
+    }
+    env = keep | {
+        "HF_HOME": str(home),
+        "HF_MODULES_CACHE": str(home / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(home),
+    }
     command = [sys.executable, "-I", str(SCRIPT), str(home / "job.json")]
     done = subprocess.run(command, cwd=home / "elsewhere", env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -128,7 +136,7 @@ def record_file(record, root):
 
 @pytest.fixture(scope="module")
 def loaded(root, folders, path, record_file):
-    """Results of the process that loads the exports, each by its folder, the classifier by its Hub id too; and saves again."""
+    """Results of the process that loads the exports by folder, the classifier also by Hub id; it saves some again."""
     home = root / "first home"
     put_into_hub_cache(folders["classifier"], home / "hub", HUB_ID)
     sources = {name: source(folders[name], home, name) for name in MODELS}
@@ -174,7 +182,9 @@ def test_results_are_the_packages_own_bit_for_bit(loaded, expected, name):
     assert np.array_equal(loaded[name], expected[name], equal_nan=name in TASKS)
 
 
-@pytest.mark.parametrize(("name", "like"), [("classifier by Hub id", "classifier"), ("pipeline by Hub id", "ecg-classification")])
+@pytest.mark.parametrize(
+    ("name", "like"), [("classifier by Hub id", "classifier"), ("pipeline by Hub id", "ecg-classification")]
+)
 def test_a_hub_id_in_the_cache_gives_the_same(loaded, expected, name, like):
     assert np.array_equal(loaded[name], expected[like])
 

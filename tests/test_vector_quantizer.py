@@ -1,4 +1,4 @@
-"""The codebook by itself: lookup, losses, moving averages, k-means start, dead codes, statistics. References in NumPy, float64."""
+"""The codebook alone: lookup, losses, averages, k-means, dead codes, statistics; references in NumPy, float64."""
 
 import copy
 
@@ -29,7 +29,10 @@ def unit(x):
 
 def nearest(vectors, codebook):
     """The definition: the code whose direction is nearest to the vector's direction, in loops."""
-    return [int(np.argmin([np.linalg.norm(v - c) for c in unit(codebook)])) for v in unit(vectors).reshape(-1, len(codebook[0]))]
+    return [
+        int(np.argmin([np.linalg.norm(v - c) for c in unit(codebook)]))
+        for v in unit(vectors).reshape(-1, len(codebook[0]))
+    ]
 
 
 # Lookup
@@ -98,7 +101,9 @@ def test_codebook_and_commitment_loss_are_mean_squared_distances_on_the_sphere()
 def test_the_commitment_loss_pulls_the_vectors_and_the_codebook_loss_the_codes():
     quantizer, vectors = make_quantizer(update="gradient").eval(), some_vectors(9, 4).requires_grad_()
     _, _, codebook_loss, commitment_loss = quantizer(vectors, torch.ones(9, dtype=torch.bool))
-    to_vectors, to_codes = torch.autograd.grad(commitment_loss, (vectors, quantizer.codebook), allow_unused=True, retain_graph=True)
+    to_vectors, to_codes = torch.autograd.grad(
+        commitment_loss, (vectors, quantizer.codebook), allow_unused=True, retain_graph=True
+    )
     assert (to_vectors != 0).any() and to_codes is None
     to_vectors, to_codes = torch.autograd.grad(codebook_loss, (vectors, quantizer.codebook), allow_unused=True)
     assert to_vectors is None and (to_codes != 0).any()

@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def tiny_model(model_class=AnyECGForSequenceClassification, seed=0, **overrides):
-    """Return a model of about 0.1 M parameters in evaluation mode; its weights are large enough for records to differ."""
+    """Return a model of about 0.1 M parameters in evaluation mode, its weights large enough for records to differ."""
     options = {
         "num_hidden_layers": 1,
         "hidden_size": 32,
@@ -33,7 +33,13 @@ def tiny_model(model_class=AnyECGForSequenceClassification, seed=0, **overrides)
 
 
 def tiny_quantizer(seed=0, **overrides):
-    options = {"num_hidden_layers": 1, "hidden_size": 32, "codebook_size": 64, "initializer_range": 0.2, "layer_scale_init": 1.0}
+    options = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "codebook_size": 64,
+        "initializer_range": 0.2,
+        "layer_scale_init": 1.0,
+    }
     return _built(AnyECGRhythmQuantizer, AnyECGQuantizerConfig.from_preset("tiny", **{**options, **overrides}), seed)
 
 
@@ -67,6 +73,7 @@ def put_into_hub_cache(folder, cache, repo_id, commit=COMMIT, branch="main"):
 
 def catch_pushes(monkeypatch, folder):
     """Let `push_to_hub` write into `folder` what it would upload. Cut at the client's two calls; no server is asked."""
+
     def create_repo(repo_id, **kwargs):
         return SimpleNamespace(repo_id=repo_id)
 

@@ -35,6 +35,7 @@ from .metrics import (
     class_auroc,
     expected_calibration_error,
     macro_f1,
+    mean_of_scored,
     patient_bootstrap,
     superclass_metrics,
     task_metrics,
@@ -151,9 +152,8 @@ def _best_strength(features: np.ndarray, targets: np.ndarray, task: Task) -> flo
     cut = len(features) * 9 // 10
 
     def score(strength: float) -> float:
-        return float(
-            np.nanmean(class_auroc(targets[cut:], _fit_probe(features[:cut], targets[:cut], features[cut:], strength)))
-        )
+        logits = _fit_probe(features[:cut], targets[:cut], features[cut:], strength)
+        return np.nan_to_num(mean_of_scored(class_auroc(targets[cut:], logits)))
 
     return max(PROBE_STRENGTHS, key=score)
 
@@ -243,7 +243,16 @@ def main(argv: list[str]) -> None:
     report = _run_probe(args, sources, collator) if args.probe else _run_classifier(args, sources, collator)
     name = f"probe-{args.probe}.json" if args.probe else f"results-fold{'-'.join(map(str, args.folds))}.json"
     write_json(args.output or Path(args.checkpoint) / name, report)
-    print(json.dumps({key: value for key, value in report.items() if key != "labels"}, indent=2))
+    print(json.dumps(_without_labels(report), indent=2))
+
+
+def _without_labels(report: dict) -> dict:
+    """Return the report without the table of all labels, which the file has."""
+    return {
+        name: _without_labels(value) if isinstance(value, dict) else value
+        for name, value in report.items()
+        if name != "labels"
+    }
 
 
 if __name__ == "__main__":

@@ -48,15 +48,16 @@ def multi_label_metrics(targets: np.ndarray, scores: np.ndarray, *, prefix: str 
     """
     auroc, frequent = class_auroc(targets, scores), scored_classes(targets, min_positives=FEW_POSITIVES)
     return {
-        f"{prefix}macro_auroc": _nanmean(auroc),
-        f"{prefix}macro_auroc_10": _nanmean(auroc[frequent]),
-        f"{prefix}macro_auprc": _nanmean(class_auprc(targets, scores)),
+        f"{prefix}macro_auroc": mean_of_scored(auroc),
+        f"{prefix}macro_auroc_10": mean_of_scored(auroc[frequent]),
+        f"{prefix}macro_auprc": mean_of_scored(class_auprc(targets, scores)),
         f"{prefix}classes_scored": int(np.isfinite(auroc).sum()),
         f"{prefix}classes_scored_10": len(frequent),
     }
 
 
-def _nanmean(values: np.ndarray) -> float:
+def mean_of_scored(values: np.ndarray) -> float:
+    """Return the mean of the finite `values`, NaN where there is none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
@@ -104,8 +105,8 @@ def superclass_metrics(
         f"auroc_{group}": float(value) for group, value in zip(SUPERCLASSES, strict, strict=True) if value == value
     }
     return {
-        "superclass_auroc": _nanmean(strict),
-        "superclass_auroc_all": _nanmean(class_auroc(group_targets, group_scores)),
+        "superclass_auroc": mean_of_scored(strict),
+        "superclass_auroc_all": mean_of_scored(class_auroc(group_targets, group_scores)),
         **by_group,
     }
 
@@ -177,5 +178,8 @@ def patient_bootstrap(
     for _ in range(num_resamples):
         drawn = generator.integers(len(groups), size=len(groups))
         values.append(figure(np.concatenate([groups[group] for group in drawn])))
-    low, high = np.nanpercentile(values, [2.5, 97.5])
+    finite = np.array(values)[np.isfinite(values)]
+    if len(finite) == 0:
+        return float("nan"), float("nan")
+    low, high = np.percentile(finite, [2.5, 97.5])
     return float(low), float(high)

@@ -345,10 +345,11 @@ def finish(trainer: AnyECGTrainer) -> None:
 
 
 def start_logging() -> None:
-    """Log progress to standard error: this project's messages, and the warnings of the libraries."""
+    """Log progress to standard error: this project's messages (of the first process), and the libraries' warnings."""
+    level = logging.INFO if int(os.environ.get("LOCAL_RANK", "0")) == 0 else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for package in ("training", "tokenization", "anyecg_hf", "__main__"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(level)
     transformers_logging.set_verbosity_warning()
 
 
