@@ -9,6 +9,7 @@ from transformers.utils import is_torch_available
 from .configuration_anyecg import AnyECGConfig, AnyECGQuantizerConfig, AnyECGSparseAttentionConfig
 from .feature_extraction_anyecg import AnyECGFeatureExtractor
 from .feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtractor
+from .hub import carry_code
 from .records import Record, read_record
 
 __version__ = "0.1.0"
@@ -17,6 +18,8 @@ AutoConfig.register("anyecg", AnyECGConfig, exist_ok=True)
 AutoConfig.register("anyecg_quantizer", AnyECGQuantizerConfig, exist_ok=True)
 AutoFeatureExtractor.register(AnyECGConfig, AnyECGFeatureExtractor, exist_ok=True)
 AutoFeatureExtractor.register(AnyECGQuantizerConfig, AnyECGRhythmFeatureExtractor, exist_ok=True)
+
+carry_code()
 
 __all__ = [
     "AnyECGConfig",

@@ -54,8 +54,13 @@ class _PresetMixin:
             raise ValueError(f'Unknown preset "{name}" for {cls.__name__}. Known presets: {", ".join(presets)}.')
         known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
         unknown = sorted(set(overrides) - known)
+        pattern = overrides.get("sparse_attention_config")
+        if isinstance(pattern, dict):
+            unknown += sorted(set(pattern) - {field.name for field in fields(AnyECGSparseAttentionConfig)})
         if unknown:
-            raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}. Known fields: {', '.join(sorted(known))}.")
+            raise ValueError(
+                f"{cls.__name__} has no field {', '.join(unknown)}. Known fields: {', '.join(sorted(known))}."
+            )
         return cls(**{**presets[name], **overrides})
 
 
@@ -130,6 +135,25 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     def intermediate_size(self) -> int:
         return self.mlp_ratio * self.hidden_size
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in the library; but other labels than the stored ones drop the stored thresholds, which belong to those."""
+        given = {name: kwargs[name] for name in ("num_labels", "id2label") if kwargs.get(name) is not None}
+        if given:
+            labels = {name: kwargs.pop(name) for name in ("id2label", "label2id", "thresholds") if name in kwargs}
+            if not _same_labels(config_dict, given):
+                config_dict = {**config_dict, "thresholds": None, "label2id": None}
+            config_dict = {**config_dict, **labels}
+        result = super().from_dict(config_dict, **kwargs)
+        config = result[0] if isinstance(result, tuple) else result
+        config.labels_were_given = bool(given)
+        return result
+
+    def to_dict(self):
+        content = super().to_dict()
+        content.pop("labels_were_given", None)
+        return content
+
     @property
     def pooled_size(self) -> int:
         return self.hidden_size * len(self.pooling.split("_"))
@@ -137,6 +161,11 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     def validate_architecture_anyecg(self):
         _validate_transformer(self)
         _validate_stem(self)
+        if self.problem_type not in (None, "regression", "single_label_classification", "multi_label_classification"):
+            raise ValueError(
+                f'problem_type is "{self.problem_type}"; accepted are "regression", "single_label_classification", '
+                '"multi_label_classification", or None to guess it from the labels.'
+            )
         if self.pooling not in ("mean", "mean_max"):
             raise ValueError(f'pooling is "{self.pooling}"; accepted are "mean" and "mean_max".')
 
@@ -229,7 +258,9 @@ class AnyECGQuantizerConfig(_PresetMixin, PreTrainedConfig):
     def validate_architecture_quantizer(self):
         _validate_transformer(self)
         _validate_stem(self)
-        _check_at_least(self, 1, "num_decoder_layers", "codebook_size", "codebook_dim", "wavelet_levels", "dead_code_steps")
+        _check_at_least(
+            self, 1, "num_decoder_layers", "codebook_size", "codebook_dim", "wavelet_levels", "dead_code_steps"
+        )
         if self.codebook_update not in ("ema", "gradient"):
             raise ValueError(f'codebook_update is "{self.codebook_update}"; accepted are "ema" and "gradient".')
         if not 0 < self.ema_decay < 1:
@@ -237,6 +268,13 @@ class AnyECGQuantizerConfig(_PresetMixin, PreTrainedConfig):
         known = [f"{kind}{level}" for level in range(1, self.wavelet_levels + 1) for kind in "DA"]
         _check_members("wavelet_bands", self.wavelet_bands, known)
         _check_members("demography", self.demography, ["age", "sex", "weight"])
+
+
+def _same_labels(stored, given):
+    names = {int(key): name for key, name in (stored.get("id2label") or {}).items()}
+    if "id2label" in given:
+        return names == {int(key): name for key, name in given["id2label"].items()}
+    return len(names) == given["num_labels"]
 
 
 def _size(hidden_size, num_hidden_layers, num_attention_heads, **others):
@@ -251,6 +289,10 @@ def _size(hidden_size, num_hidden_layers, num_attention_heads, **others):
 def _as_sparse_attention_config(value):
     if value is None:
         return AnyECGSparseAttentionConfig()
+    if getattr(value, "model_type", AnyECGSparseAttentionConfig.model_type) != AnyECGSparseAttentionConfig.model_type:
+        raise ValueError(
+            f"sparse_attention_config is a {type(value).__name__}; give an AnyECGSparseAttentionConfig or a dict of its fields."
+        )
     return AnyECGSparseAttentionConfig(**value) if isinstance(value, dict) else value
 
 
@@ -259,6 +301,9 @@ def _validate_transformer(config):
         config, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio", "patch_size", "sampling_rate",
         "max_patches", "codebook_size",
     )  # fmt: skip
+    for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
+        if not 0 <= getattr(config, name, 0) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 0 and under 1.")
     _check_at_least(config, 13, "num_lead_ids")  # padding and the twelve standard leads
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
@@ -270,6 +315,9 @@ def _validate_transformer(config):
 
 
 def _validate_stem(config):
+    _check_at_least(config, 1, "stem_bins", "stem_norm_groups")
+    if any(channels < 1 for channels in config.stem_channels):
+        raise ValueError(f"stem_channels is {list(config.stem_channels)}; each must be at least 1.")
     lengths = {len(config.stem_channels), len(config.stem_kernel_sizes), len(config.stem_strides)}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(

@@ -340,7 +340,9 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
     def _refuse_unknown(self, kwargs):
         unknown = [key for key in kwargs if key not in _LIBRARY_KEYS]
         if unknown:
-            parameters = inspect.signature(type(self).__init__).parameters.values()
+            classes = type(self).__mro__[: type(self).__mro__.index(FeatureExtractionMixin)]
+            signatures = [inspect.signature(each.__init__) for each in classes if "__init__" in vars(each)]
+            parameters = [each for signature in signatures for each in signature.parameters.values()]
             options = [each.name for each in parameters if each.name != "self" and each.kind is not each.VAR_KEYWORD]
             close = difflib.get_close_matches(unknown[0], options, n=1)
             hint = f' Did you mean "{close[0]}"?' if close else ""

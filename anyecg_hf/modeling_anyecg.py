@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
 from .cardio_sparse_attention import cardio_sparse_mask
+from .checkpoint_code import SavesItsCode
 from .configuration_anyecg import AnyECGConfig
 from .modeling_outputs_anyecg import AnyECGMaskedCodeOutput, AnyECGModelOutput
 
@@ -23,10 +24,8 @@ from .modeling_outputs_anyecg import AnyECGMaskedCodeOutput, AnyECGModelOutput
 class AnyECGMaskedGroupNorm(nn.GroupNorm):
     """Group normalisation over channels and time whose statistics leave masked positions out."""
 
-    def forward(self, x, mask=None):
-        """Return the normalised `x` (rows, channels, time); `mask` (rows, 1, time) is 1 where `x` counts."""
-        if mask is None:
-            return super().forward(x)
+    def forward(self, x, mask):
+        """Return the normalised `x` (rows, channels, time), zero where `mask` (rows, 1, time) is 0."""
         mask = mask.to(x.dtype)
         x = x * mask
         count = mask.sum(-1, dtype=torch.float32).clamp(min=1) * (x.shape[1] // self.num_groups)  # (rows, 1)
@@ -50,7 +49,7 @@ class AnyECGStemLayer(nn.Module):
         self.activation = nn.GELU()
         self.is_residual = in_channels == out_channels and stride == 1
 
-    def forward(self, x, mask=None):
+    def forward(self, x, mask):
         out = self.activation(self.norm(self.conv(x), mask))
         return x + out if self.is_residual else out
 
@@ -73,8 +72,8 @@ class AnyECGStem(nn.Module):
         self.projection = nn.Linear(channels[-1] * (config.stem_bins + 1), config.hidden_size)
         self.amplitude_projection = nn.Linear(4, config.hidden_size)
 
-    def forward(self, signal, visible=None):
-        """Return `(B, L, P, D)` for `signal` (B, L, T) in model units; `visible` (B, L, P) bool, None = every patch."""
+    def forward(self, signal, visible):
+        """Return `(B, L, P, D)` for `signal` (B, L, T) in model units, zero where `visible` (B, L, P) bool is False."""
         batch_size, num_leads, num_samples = signal.shape
         patches = signal.view(batch_size, num_leads, -1, self.config.patch_size)
         rows_shape = (-1, 1, num_samples if self.config.stem_scope == "lead" else self.config.patch_size)
@@ -94,9 +93,7 @@ class AnyECGStem(nn.Module):
         return positions
 
     def _position_mask(self, visible, x, stride):
-        """Return `visible` at the resolution after this layer, `(rows, 1, positions)` in float32, or None."""
-        if visible is None:
-            return None
+        """Return `visible` at the resolution after this layer, `(rows, 1, positions)` in float32."""
         rows, positions = x.shape[0], x.shape[-1] // stride
         per_row = visible.reshape(rows, 1, -1, 1).float()
         return per_row.expand(-1, -1, -1, positions // per_row.shape[2]).reshape(rows, 1, positions)
@@ -122,10 +119,8 @@ class AnyECGEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, input_values, lead_ids, token_mask, bool_masked_pos=None):
-        """Return token embeddings `(B, L, P, D)`, see `AnyECGModel.forward`; `token_mask` (B, L, P) bool, None = all real."""
-        visible = token_mask
-        if bool_masked_pos is not None:
-            visible = ~bool_masked_pos if token_mask is None else token_mask & ~bool_masked_pos
+        """Return token embeddings `(B, L, P, D)`, see `AnyECGModel.forward`; `token_mask` (B, L, P) bool, True = real."""
+        visible = token_mask if bool_masked_pos is None else token_mask & ~bool_masked_pos
         signal = self._hide(input_values, visible) / self.config.input_scale_mv
         embeddings = self.stem(signal.to(self.stem.projection.weight.dtype), visible)
         if bool_masked_pos is not None:
@@ -136,8 +131,6 @@ class AnyECGEmbeddings(nn.Module):
 
     def _hide(self, input_values, visible):
         """Return the waveform with zeros (also in place of NaN) in every patch that is not visible."""
-        if visible is None:
-            return input_values
         patches = input_values.view(*visible.shape, self.config.patch_size)
         return torch.where(visible[..., None], patches, torch.zeros_like(patches)).view(input_values.shape)
 
@@ -174,7 +167,9 @@ class AnyECGAttention(nn.Module):
         query = self.query_norm(self.query(hidden_states).view(heads)).transpose(1, 2)  # (B, heads, N, head_dim)
         key = self.key_norm(self.key(hidden_states).view(heads)).transpose(1, 2)
         value = self.value(hidden_states).view(heads).transpose(1, 2)
-        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         attended, weights = attention_interface(
             self,
             query,
@@ -233,7 +228,9 @@ class AnyECGEncoder(nn.Module):
         """Return `AnyECGModelOutput` without pooling for `grid` (B, L, P, D) and `token_mask` (B, L, P) bool."""
         hidden_states = grid.flatten(1, 2)  # (B, L * P, D)
         if self.num_global:
-            hidden_states = torch.cat([self.global_tokens.expand(len(grid), -1, -1).to(grid.dtype), hidden_states], dim=1)
+            hidden_states = torch.cat(
+                [self.global_tokens.expand(len(grid), -1, -1).to(grid.dtype), hidden_states], dim=1
+            )
         mask = cardio_sparse_mask(
             token_mask,
             self.config.sparse_attention_config,
@@ -258,7 +255,7 @@ class AnyECGEncoder(nn.Module):
         return hidden_states[:, self.num_global :].reshape(grid.shape)
 
 
-class AnyECGPreTrainedModel(PreTrainedModel):
+class AnyECGPreTrainedModel(SavesItsCode, PreTrainedModel):
     """Loading, initialisation and input checks shared by all AnyECG models."""
 
     config: AnyECGConfig
@@ -276,14 +273,18 @@ class AnyECGPreTrainedModel(PreTrainedModel):
         """Load a checkpoint; weights that are missing, or that this class has no place for, are an error.
 
         Besides the arguments of Transformers:
-            new_head (`bool`): start the head on the backbone anew. Also implied by `num_labels`, `id2label` or
-                `ignore_mismatched_sizes=True`, with which a head is asked for that the checkpoint need not hold.
+            new_head (`bool`): the checkpoint need not hold the head; what it does not hold starts anew. Also implied by
+                `num_labels`, `id2label` and `ignore_mismatched_sizes=True`.
 
         Raises:
             ValueError: weights missing or left over. The backbone alone may be taken from a checkpoint with a head.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        asks_for_head = new_head or any(kwargs.get(name) for name in ("num_labels", "id2label", "ignore_mismatched_sizes"))
+        asks_for_head = new_head or any(
+            kwargs.get(name) for name in ("num_labels", "id2label", "ignore_mismatched_sizes")
+        )
+        # The Auto classes take the labels out of the arguments and hand over the finished configuration.
+        asks_for_head = asks_for_head or getattr(kwargs.get("config"), "labels_were_given", False)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
@@ -292,16 +293,18 @@ class AnyECGPreTrainedModel(PreTrainedModel):
 
     def _refuse_incomplete(self, info, source, asks_for_head):
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        resized = sorted(key for key, *_ in info["mismatched_keys"] if not key.startswith(self._head_modules))
         is_backbone = not hasattr(self, self.base_model_prefix)
         if is_backbone or asks_for_head:  # taking the backbone out of a model with a head is a choice, not a loss
             unexpected = [key for key in unexpected if not key.startswith(self._head_modules)]
         if asks_for_head:
             missing = [key for key in missing if not key.startswith(self._head_modules)]
-        if missing or unexpected:
+        if missing or unexpected or resized:
             raise ValueError(
                 f'"{source}" does not fit {type(self).__name__}: missing weights {_shorten(missing)}, '
-                f"left over {_shorten(unexpected)}. Accepted is a checkpoint of this class (see `architectures` in its "
-                "config.json). To put a new head on a pretrained backbone pass new_head=True."
+                f"left over {_shorten(unexpected)}, of another shape {_shorten(resized)}. Accepted is a checkpoint of this "
+                "class (see `architectures` in its config.json). To put a head that the checkpoint does not hold on its "
+                "backbone pass new_head=True."
             )
 
     @torch.no_grad()
@@ -320,7 +323,7 @@ class AnyECGPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.global_tokens, std=self.config.initializer_range)
 
     def _checked_inputs(self, input_values, lead_ids, attention_mask, bool_masked_pos=None):
-        """Return `(token_mask, bool_masked_pos)`, both bool of shape `(B, L, P)` or None; raise on shapes that do not fit."""
+        """Return `(token_mask, bool_masked_pos or None)`, bool of shape `(B, L, P)`; raise on shapes that do not fit."""
         config = self.config
         if input_values.ndim != 3 or input_values.shape[-1] == 0 or input_values.shape[-1] % config.patch_size:
             raise ValueError(
@@ -331,7 +334,7 @@ class AnyECGPreTrainedModel(PreTrainedModel):
         if grid[2] > config.max_patches:
             raise ValueError(
                 f"The record has {grid[2]} patches; this model takes at most {config.max_patches} "
-                f"({config.max_patches * config.patch_size / config.sampling_rate:g} s). Cut it into windows, as the pipelines do."
+                f"({config.max_patches * config.patch_size / config.sampling_rate:g} s). Cut it into windows as pipelines do."
             )
         for name, value, shape in (
             ("lead_ids", lead_ids, grid[:2]),
@@ -340,7 +343,9 @@ class AnyECGPreTrainedModel(PreTrainedModel):
         ):
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; with this input_values it must be {shape}.")
-        token_mask = None if attention_mask is None else attention_mask.bool() & (lead_ids > 0)[..., None]
+        token_mask = (lead_ids > 0)[..., None].expand(grid)
+        if attention_mask is not None:
+            token_mask = token_mask & attention_mask.bool()
         return token_mask, None if bool_masked_pos is None else bool_masked_pos.bool()
 
     def _capture(self, output_attentions, output_hidden_states):
@@ -384,7 +389,7 @@ class AnyECGModel(AnyECGPreTrainedModel):
             input_values (`torch.Tensor` of shape `(B, L, T)`): millivolt at `config.sampling_rate`, T = P * patch_size.
             lead_ids (`torch.LongTensor` of shape `(B, L)`): see `leads.LEAD_IDS`; 0 marks a padded row.
             attention_mask (`torch.Tensor` of shape `(B, L, P)`, *optional*): 1 real, 0 padded, absent or unusable; without
-                it every patch counts as real, and no row may be padded.
+                it every patch of a row with a lead id counts as real.
             bool_masked_pos (`torch.BoolTensor` of shape `(B, L, P)`, *optional*): True = hidden from the model.
 
         Raises:
@@ -393,11 +398,14 @@ class AnyECGModel(AnyECGPreTrainedModel):
         token_mask, bool_masked_pos = self._checked_inputs(input_values, lead_ids, attention_mask, bool_masked_pos)
         output_attentions, output_hidden_states = self._capture(output_attentions, output_hidden_states)
         grid = self.embeddings(input_values, lead_ids, token_mask, bool_masked_pos)
-        if token_mask is None:
-            token_mask = torch.ones(grid.shape[:3], dtype=torch.bool, device=grid.device)
         outputs = self.encoder(grid, token_mask, output_attentions, output_hidden_states)
-        outputs.pooler_output = masked_mean(outputs.last_hidden_state, token_mask)
-        return outputs
+        return AnyECGModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=masked_mean(outputs.last_hidden_state, token_mask),
+            global_hidden_state=outputs.global_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 class AnyECGForMaskedCodeModeling(AnyECGPreTrainedModel):

@@ -63,15 +63,22 @@ class AnyECGForSequenceClassification(AnyECGPreTrainedModel):
         if self.config.pooling == "mean":
             return outputs.pooler_output
         states = outputs.last_hidden_state
+        valid = (lead_ids > 0)[..., None].expand(states.shape[:3])
         if attention_mask is not None:
-            valid = attention_mask.bool() & (lead_ids > 0)[..., None]
-            states = states.masked_fill(~valid[..., None], torch.finfo(states.dtype).min)
-        return torch.cat([outputs.pooler_output, states.amax((1, 2))], dim=-1)
+            valid = valid & attention_mask.bool()
+        greatest = states.masked_fill(~valid[..., None], torch.finfo(states.dtype).min).amax((1, 2))
+        greatest = greatest.masked_fill(~valid.flatten(1).any(1, keepdim=True), 0)  # a record without a real patch
+        return torch.cat([outputs.pooler_output, greatest], dim=-1)
 
     def _loss(self, logits, labels):
         problem_type = self.config.problem_type or self._guess_problem_type(labels)
+        if problem_type != "single_label_classification" and labels.numel() != logits.numel():
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}; {problem_type} needs one value a record and label, "
+                f"{tuple(logits.shape)}. config.num_labels is {self.config.num_labels}."
+            )
         if problem_type == "regression":
-            return nn.functional.mse_loss(logits.squeeze(-1), labels.float().squeeze(-1))
+            return nn.functional.mse_loss(logits, labels.float().view(logits.shape))
         if problem_type == "single_label_classification":
             return nn.functional.cross_entropy(logits, labels.view(-1))
         return nn.functional.binary_cross_entropy_with_logits(logits, labels.float())
@@ -124,12 +131,10 @@ class AnyECGForLeadReconstruction(AnyECGPreTrainedModel):
         )
         patches = self.waveform_head(outputs.last_hidden_state) * self.config.input_scale_mv  # (B, L, P, S)
         token_mask, hidden = self._checked_inputs(input_values, lead_ids, attention_mask, bool_masked_pos)
-        if token_mask is not None:
-            patches = patches * token_mask[..., None].to(patches.dtype)
+        patches = patches * token_mask[..., None].to(patches.dtype)
         loss = None
         if labels is not None:
-            scored = torch.ones(patches.shape[:3], dtype=torch.bool, device=patches.device) if hidden is None else hidden
-            scored = scored if token_mask is None else scored & token_mask
+            scored = token_mask if hidden is None else token_mask & hidden
             loss = self._loss(patches.float(), labels.view(patches.shape).float(), scored)
         return AnyECGReconstructionOutput(
             loss=loss,

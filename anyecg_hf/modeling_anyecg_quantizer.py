@@ -10,6 +10,7 @@ that no view swamps the others; demography is predicted from the whole record, o
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_anyecg import AnyECGQuantizerConfig
 from .modeling_anyecg import AnyECGEmbeddings, AnyECGEncoder, AnyECGPreTrainedModel, masked_mean
@@ -77,6 +78,7 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
         Raises:
             ValueError: a code outside 0 ... codebook_size - 1 that is not -100.
         """
+        self._check_codes(rhythm_codes, lead_ids, attention_mask)
         if ((rhythm_codes >= self.config.codebook_size) | ((rhythm_codes < 0) & (rhythm_codes != -100))).any():
             raise ValueError(
                 f"rhythm_codes run from {rhythm_codes.min()} to {rhythm_codes.max()}; this quantizer knows 0 to "
@@ -88,6 +90,20 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
         quantized = self.vector_quantizer.embed(rhythm_codes.clamp(min=0))
         return self._waveform(self.decode_vectors(quantized, lead_ids, token_mask), token_mask)
 
+    def _check_codes(self, rhythm_codes, lead_ids, attention_mask):
+        shape = tuple(rhythm_codes.shape)
+        if len(shape) != 3 or shape[2] > self.config.max_patches:
+            raise ValueError(
+                f"rhythm_codes has shape {shape}; accepted is (batch, leads, patches) with at most "
+                f"{self.config.max_patches} patches. Decode a longer record in windows."
+            )
+        for name, value, expected in (("lead_ids", lead_ids, shape[:2]), ("attention_mask", attention_mask, shape)):
+            if value is not None and tuple(value.shape) != expected:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)}; with these rhythm_codes it must be {expected}."
+                )
+
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.Tensor,
@@ -96,6 +112,7 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
         age: torch.Tensor | None = None,
         sex: torch.Tensor | None = None,
         weight: torch.Tensor | None = None,
+        return_loss: bool = True,  # there are no labels: by this name the Trainer knows that a loss comes all the same
         **kwargs,
     ) -> AnyECGQuantizerOutput:
         """Return codes, reconstruction and the five losses, apart and as their weighted sum.
@@ -131,8 +148,6 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
         """Return `(vectors (B, L, P, C) before normalisation, token_mask (B, L, P) bool)`."""
         token_mask, _ = self._checked_inputs(input_values, lead_ids, attention_mask)
         grid = self.embeddings(input_values, lead_ids, token_mask)
-        if token_mask is None:
-            token_mask = torch.ones(grid.shape[:3], dtype=torch.bool, device=grid.device)
         return self.to_code(self.encoder(grid, token_mask).last_hidden_state), token_mask
 
     def decode_vectors(self, quantized, lead_ids, token_mask):
@@ -153,9 +168,8 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
     @torch.no_grad()
     def fit_band_statistics(self, input_values, attention_mask=None):
         """Set mean and deviation of each wavelet band from training records `(B, L, T)`; stored with the weights."""
-        token_mask, _ = self._checked_inputs(input_values, input_values.new_ones(input_values.shape[:2]), attention_mask)
-        if token_mask is None:
-            token_mask = torch.ones((*input_values.shape[:2], input_values.shape[2] // self.config.patch_size), dtype=torch.bool)
+        lead_ids = torch.ones(input_values.shape[:2], dtype=torch.long, device=input_values.device)  # any but padding
+        token_mask, _ = self._checked_inputs(input_values, lead_ids, attention_mask)
         bands = wavelet_bands(self._scaled_patches(input_values, token_mask)[token_mask], self.config.wavelet_levels)
         for i, band in enumerate(self.config.wavelet_bands):
             self.band_mean[i] = bands[band].mean()
@@ -190,7 +204,9 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
 
     def _weighted_sum(self, losses):
         config = self.config
-        total = config.morphology_weight * losses["loss_morphology"] + config.frequency_weight * losses["loss_frequency"]
+        total = (
+            config.morphology_weight * losses["loss_morphology"] + config.frequency_weight * losses["loss_frequency"]
+        )
         total = total + config.demography_weight * losses["loss_demography"]
         total = total + config.commitment_weight * losses["loss_commitment"]
         return total + losses["loss_codebook"] if config.codebook_update == "gradient" else total

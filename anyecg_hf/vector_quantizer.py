@@ -25,7 +25,9 @@ class CosineVectorQuantizer(nn.Module):
         self.update, self.ema_decay = update, ema_decay
         self.dead_code_share, self.dead_code_steps = dead_code_share, dead_code_steps
         self.codebook = nn.Parameter(torch.empty(codebook_size, codebook_dim), requires_grad=update == "gradient")
-        self.register_buffer("code_share", torch.full((codebook_size,), 1.0 / codebook_size))  # moving share of the tokens
+        self.register_buffer(
+            "code_share", torch.full((codebook_size,), 1.0 / codebook_size)
+        )  # moving share of the tokens
         self.register_buffer("steps_unused", torch.zeros(codebook_size, dtype=torch.int64))
         self.register_buffer("num_restarts", torch.zeros((), dtype=torch.int64))
 
@@ -60,11 +62,15 @@ class CosineVectorQuantizer(nn.Module):
     def lookup(self, vectors):
         """Return the code with the greatest cosine for each of `vectors` (..., C): argmin_i || h/|h| - v_i/|v_i| ||."""
         directions = nn.functional.normalize(self.codebook.float(), dim=-1)
-        return (vectors.float() @ directions.T).argmax(-1)
+        with torch.autocast(
+            vectors.device.type, enabled=False
+        ):  # else mixed precision finds other codes than inference
+            return (vectors.float() @ directions.T).argmax(-1)
 
     def embed(self, codes):
         """Return the unit vectors (..., C) of `codes` (...)."""
-        return nn.functional.normalize(self.codebook.float(), dim=-1)[codes]
+        # A copy: the codebook may be moved before the backward pass of this step needs its value.
+        return nn.functional.normalize(self.codebook.float().clone(), dim=-1)[codes]
 
     @torch.no_grad()
     def initialize(self, vectors, *, generator, num_iterations=10):
@@ -96,7 +102,8 @@ class CosineVectorQuantizer(nn.Module):
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(sums)
             distributed.all_reduce(counts)
-        self.code_share.lerp_(counts / counts.sum().clamp(min=1), 1 - self.ema_decay)
+        total = counts.sum()
+        self.code_share.lerp_(torch.where(total > 0, counts / total.clamp(min=1), self.code_share), 1 - self.ema_decay)
         if self.update == "ema":
             self._move_codes(sums, counts)
         self._restart_dead_codes(vectors)
@@ -112,15 +119,27 @@ class CosineVectorQuantizer(nn.Module):
         unused = self.code_share < self.dead_code_share / self.codebook_size
         self.steps_unused.copy_(torch.where(unused, self.steps_unused + 1, 0))
         dead = self.steps_unused >= self.dead_code_steps
-        if len(vectors) == 0:
+        picked = self._pick(vectors)
+        if picked is None:
             return
-        picked = vectors[torch.randint(len(vectors), (self.codebook_size,), device=vectors.device)]
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.broadcast(picked, src=0)
         self.codebook.copy_(torch.where(dead[:, None], picked, self.codebook))
         self.code_share.copy_(torch.where(dead, 1.0 / self.codebook_size, self.code_share))
         self.steps_unused.masked_fill_(dead, 0)
         self.num_restarts += dead.sum()
+
+    def _pick(self, vectors):
+        """Return K random vectors of the batch, the same on every process, or None where no process has one."""
+        picked = vectors.new_zeros(self.codebook_size, vectors.shape[-1])
+        if len(vectors):
+            picked = vectors[torch.randint(len(vectors), (self.codebook_size,), device=vectors.device)]
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return picked if len(vectors) else None
+        source = torch.tensor(distributed.get_rank() if len(vectors) else -1, device=vectors.device)
+        distributed.all_reduce(source, op=distributed.ReduceOp.MAX)  # a process may have no vector of its own
+        if source < 0:
+            return None
+        distributed.broadcast(picked, src=int(source))
+        return picked
 
 
 def code_statistics(codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,7 +44,9 @@ def _analysis_step(x):
     """One level of the recursion: `(approximation, detail)`, each half as long."""
     if x.shape[-1] % 2:
         x = torch.cat([x, x[..., -1:]], dim=-1)
-    filters = torch.tensor([DB6_LOW, DB6_HIGH], dtype=x.dtype, device=x.device).flip(-1)[:, None]  # convolution, not correlation
+    filters = torch.tensor([DB6_LOW, DB6_HIGH], dtype=x.dtype, device=x.device).flip(-1)[
+        :, None
+    ]  # convolution, not correlation
     taps = len(DB6_LOW)
     flat = x.reshape(-1, 1, x.shape[-1])
     repeats = -(-taps // x.shape[-1])  # a signal shorter than the filter wraps around more than once

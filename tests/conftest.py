@@ -17,5 +17,7 @@ def shared_data() -> Path:
 def real_ecg() -> Path:
     folder = shared_data()
     if not folder.is_dir():
-        pytest.skip("real recordings not present: set ANYECG_DATA to the folder that holds ptb-xl-100, challenge-2021, ...")
+        pytest.skip(
+            "real recordings not present: set ANYECG_DATA to the folder that holds ptb-xl-100, challenge-2021, ..."
+        )
     return folder

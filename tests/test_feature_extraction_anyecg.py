@@ -528,6 +528,7 @@ def test_every_option_is_saved_and_the_loaded_extractor_does_the_same(tmp_path, 
     extractor = AnyECGFeatureExtractor(**options)
     extractor.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert stored.pop("auto_map") == {"AutoFeatureExtractor": "feature_extraction_anyecg.AnyECGFeatureExtractor"}
     assert stored == {**options, "feature_extractor_type": "AnyECGFeatureExtractor"}
     loaded = AnyECGFeatureExtractor.from_pretrained(tmp_path)
     assert loaded.to_dict() == extractor.to_dict()

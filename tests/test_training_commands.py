@@ -251,6 +251,14 @@ def test_a_command_without_a_recipe_says_how_to_give_one(tmp_path):
         parse_recipe([str(tmp_path / "absent.yaml")], (AnyECGTrainingArguments,))
 
 
+def test_help_lists_the_options_of_all_parts(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_recipe(["--help"], _FINETUNE_CLASSES)
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(name in text for name in ("RECIPE.yaml", "--data", "--task", "--layer_decay", "--max_steps"))
+
+
 _CLASSES = {
     "quantizer": (
         ModelArguments, tokenization.train.ExtractorArguments, DataArguments, tokenization.train.AugmentationArguments,

@@ -97,11 +97,14 @@ def parse_recipe(argv: Sequence[str], argument_classes: Sequence[type]) -> tuple
     Raises:
         ValueError: no recipe, a recipe that cannot be read, an unknown name in it or on the command line.
     """
+    parser = HfArgumentParser(list(argument_classes), allow_abbrev=False, usage="RECIPE.yaml [--name value ...]")
+    if list(argv[:1]) in (["-h"], ["--help"]):
+        parser.print_help()
+        raise SystemExit(0)
     if not argv or argv[0].startswith("-"):
         raise ValueError(
             "The first argument must be a recipe, as in: training/recipes/smoke_pretrain.yaml --output_dir OUT"
         )
-    parser = HfArgumentParser(list(argument_classes), allow_abbrev=False)
     known = {name[2:] for name in parser._option_string_actions if name.startswith("--")}
     recipe = _read_recipe(Path(argv[0]), known)
     _refuse_unknown(_names(argv[1:]), known, "the command line")

@@ -122,25 +122,25 @@ def _figures(task: Task, prediction, scale) -> dict[str, float]:
     return task_metrics(task, logits, targets)
 
 
-def calibrate(trainer: AnyECGTrainer, task: Task) -> dict:
-    """Fold temperature or scale into the head and choose thresholds, all on fold 9; return what was done."""
-    model = trainer.model
+def complete_head(trainer: AnyECGTrainer, task: Task) -> dict:
+    """Fold scale or temperature into the head and choose thresholds, all on fold 9; return what was done and measured.
+
+    The figures are those of the completed model: they follow from one pass in full precision.
+    """
+    model, targets = trainer.model, trainer.eval_dataset.targets
+    logits = predict_logits(model, trainer.eval_dataset, trainer.data_collator).astype(np.float64)
     if task.problem_type == REGRESSION:
         mean, std = trainer.target_scale
         fold_in_scale(model.classifier, mean=mean, std=std)
-        trainer.eval_dataset = trainer.eval_dataset.with_targets(
-            (trainer.eval_dataset.targets * std + mean).astype(np.float32)
-        )
-        return {"target_mean": mean.tolist(), "target_std": std.tolist()}
-    targets = trainer.eval_dataset.targets
-    logits = predict_logits(model, trainer.eval_dataset, trainer.data_collator).astype(np.float64)
+        facts = {"target_mean": mean.tolist(), "target_std": std.tolist()}
+        return {"calibration": facts, "evaluation": task_metrics(task, logits * std + mean, targets * std + mean)}
     temperature = fit_temperature(logits, targets, problem_type=task.problem_type)
     fold_in_temperature(model.classifier, temperature)
     facts = {"temperature": temperature}
     if task.problem_type == MULTI:
         facts["ece_before"] = expected_calibration_error(targets, expit(logits))
         facts |= _set_thresholds(model, task, targets, expit(logits / temperature))
-    return facts
+    return {"calibration": facts, "evaluation": task_metrics(task, logits / temperature, targets)}
 
 
 def _set_thresholds(model, task: Task, targets: np.ndarray, probabilities: np.ndarray) -> dict:
@@ -173,9 +173,7 @@ def main(argv: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         report = {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
         report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
-        report["calibration"] = calibrate(trainer, task)
-        logits = predict_logits(trainer.model, trainer.eval_dataset, trainer.data_collator)
-        report["evaluation"] = task_metrics(task, logits, trainer.eval_dataset.targets)
+        report |= complete_head(trainer, task)
         save_final(trainer.model, trainer.processing_class, args.output_dir)
         write_json(Path(args.output_dir) / "results.json", report)
         logger.info("fold 9: %s", report["evaluation"])

@@ -1,6 +1,6 @@
 """A finished run and its measured results -> a complete checkpoint folder with its card:
 
-    python -m training.publish hub_cards/anyecg-small-statements.yaml --run runs/small_statements --output checkpoints/anyecg-small-statements
+    python -m training.publish hub_cards/NAME.yaml --run runs/RUN --output checkpoints/NAME
 
 The facts file names the card's template, what the text says, and the result files (`benchmarks/results/NAME.json`) that its
 figures come from. A fact or figure that is missing is an error: no card has an empty field.
