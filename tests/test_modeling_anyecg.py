@@ -85,7 +85,6 @@ def stem_of_all(model, values):
     return model.embeddings.stem(values, torch.ones(grid, dtype=torch.bool))
 
 
-
 def test_with_the_scope_patch_no_patch_sees_the_edge_of_its_neighbour():
     model, batch = make_model(BACKBONE, stem_scope="patch"), make_batch(1, 1, 3)
     alone = stem_of_all(model, batch["input_values"][..., PATCH_SIZE : 2 * PATCH_SIZE])

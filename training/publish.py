@@ -4,6 +4,10 @@
 
 The facts file names the card's template, what the text says, and the result files (`benchmarks/results/NAME.json`) that its
 figures come from. A fact or figure that is missing is an error: no card has an empty field.
+
+    python -m training.publish --refresh checkpoints/NAME
+
+writes the code that travels with a checkpoint anew, after a change of `anyecg_hf`; weights and card stay as they are.
 """
 
 from __future__ import annotations
@@ -94,13 +98,26 @@ def publish(facts_file: str | Path, *, run: str | Path, output: str | Path) -> P
     return folder
 
 
+def refresh(folder: str | Path) -> None:
+    """Save a checkpoint over itself, so that it carries the code as it is now; its weights do not change."""
+    model, extractor = load_model(folder)
+    export_checkpoint(model, extractor, folder)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("facts", help="facts file in hub_cards/")
-    parser.add_argument("--run", required=True, help="output folder of the training command")
-    parser.add_argument("--output", required=True, help="folder of the checkpoint to write")
+    parser.add_argument("facts", nargs="?", help="facts file in hub_cards/")
+    parser.add_argument("--run", help="output folder of the training command")
+    parser.add_argument("--output", help="folder of the checkpoint to write")
+    parser.add_argument("--refresh", nargs="+", default=[], help="checkpoints whose code is to be written anew")
     args = parser.parse_args(argv)
-    logger.info("written: %s", publish(args.facts, run=args.run, output=args.output))
+    if not args.refresh and not (args.facts and args.run and args.output):
+        parser.error("give a facts file with --run and --output, or --refresh with checkpoints")
+    for folder in args.refresh:
+        refresh(folder)
+        logger.info("refreshed: %s", folder)
+    if args.facts:
+        logger.info("written: %s", publish(args.facts, run=args.run, output=args.output))
 
 
 if __name__ == "__main__":

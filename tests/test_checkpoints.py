@@ -1,0 +1,62 @@
+"""The checkpoints that ship: complete, small, up to date with the code, and their cards true to the results beside them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import anyecg_hf
+from anyecg_hf.hub import check_checkpoint
+from training.publish import MAX_MEGABYTES, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
+each_checkpoint = pytest.mark.parametrize("folder", CHECKPOINTS, ids=lambda folder: folder.name)
+
+
+def test_tokenizer_backbone_and_classifier_ship():
+    assert [folder.name for folder in CHECKPOINTS] == ["anyecg-small", "anyecg-small-rhythm", "anyecg-small-statements"]
+
+
+@each_checkpoint
+def test_a_checkpoint_is_complete_and_at_most_30_mb(folder):
+    check_checkpoint(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= MAX_MEGABYTES * 1e6
+
+
+@each_checkpoint
+def test_a_checkpoint_loads_without_missing_or_surplus_weights(folder):
+    model, extractor = load_model(folder)
+    assert extractor.sampling_rate == model.config.sampling_rate == 300
+
+
+@each_checkpoint
+def test_the_code_in_a_checkpoint_is_that_of_the_package(folder):
+    """After a change of `anyecg_hf`: python -m training.publish --refresh checkpoints/*"""
+    package = Path(anyecg_hf.__file__).parent
+    for path in folder.glob("*.py"):
+        assert path.read_text() == (package / path.name).read_text(), path.name
+
+
+@each_checkpoint
+def test_a_card_has_licence_data_command_seed_and_the_warning(folder):
+    card = (folder / "README.md").read_text()
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["license"] and metadata["library_name"] == "transformers"
+    for text in ("PTB-XL 1.0.3, folds 1-8", "--data DIR", "Seed 0", "Not a medical device", "## Limits", "CC BY 4.0"):
+        assert text in card, text
+
+
+def test_the_classifier_names_71_statements_with_a_threshold_each():
+    config = anyecg_hf.AnyECGConfig.from_pretrained(ROOT / "checkpoints" / "anyecg-small-statements")
+    assert len(config.id2label) == len(config.thresholds) == 71
+    assert {"NORM", "IMI", "AFIB", "PVC"} <= set(config.id2label.values())
+    assert {label: index for index, label in config.id2label.items()} == config.label2id
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "hub_cards").glob("*.yaml")))
+def test_every_result_that_a_card_quotes_is_in_the_repository(name):
+    facts = yaml.safe_load((ROOT / "hub_cards" / f"{name}.yaml").read_text())
+    for result in facts["results"]:
+        assert json.loads((ROOT / "benchmarks" / "results" / f"{result}.json").read_text())
