@@ -1,0 +1,410 @@
+"""AnyECGFeatureExtractor: records of any rate, unit and order of leads to `input_values`, `lead_ids`, `attention_mask`.
+
+Needs no torch. Saved beside every checkpoint (`preprocessor_config.json`), it owns rate, band, units, leads and window.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import math
+
+import numpy as np
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+from .leads import LEAD_IDS, STANDARD_LEADS, resolve_lead_names
+from .record_input import as_list_of_records, check_record
+from .signal_ops import (
+    FLAT_STD_MV,
+    UNUSABLE,
+    QualityFlag,
+    bandpass,
+    check_band,
+    check_sampling_rate,
+    fill_gaps,
+    lead_ranges,
+    quality_flags,
+    resample,
+    saturated_samples,
+    warn_once,
+)
+
+# Keys that the library writes into preprocessor_config.json or hands to the constructor on its own account.
+_LIBRARY_KEYS = {
+    "feature_extractor_type",
+    "auto_map",
+    "processor_class",
+    "custom_pipelines",
+    "_name_or_path",
+    "name_or_path",
+}
+_FILL = {
+    "lead_ids": 0,
+    "attention_mask": 0,
+    "quality": int(QualityFlag.PADDING),
+    "rhythm_codes": -100,
+    "bool_masked_pos": 0,
+}
+
+
+@dataclasses.dataclass
+class _Prepared:
+    """A record in the model's leads, filtered whole at the model's rate, and what its own samples say of quality."""
+
+    values: np.ndarray  # (leads, samples at the model's rate), mV, filtered
+    filled: np.ndarray  # (leads, samples at the record's rate), mV, gaps bridged, not filtered
+    missing: np.ndarray  # bool, as `filled`
+    saturated: np.ndarray  # bool, as `filled`
+    is_flat: np.ndarray  # bool (leads,): the whole lead is flat
+    step: float  # samples of the record per sample of the model
+    lead_names: list[str]
+    name: str | None
+
+
+class AnyECGFeatureExtractor(FeatureExtractionMixin):
+    """Turns ECG records into the input of the AnyECG models.
+
+    Order of work: units to mV; gaps (NaN) bridged for the filters only; resampled to the model's rate; zero-phase
+    band-pass; limited to `±clip_mv`; cut into patches of `patch_size`. A patch with a gap and a flat patch are masked
+    (`attention_mask` 0, samples 0). A last patch of which less than half is there is left out, else filled up with 0.
+
+    Args:
+        sampling_rate (`int` or `float`): Hz, the model's rate.
+        patch_size (`int`): samples of a patch at that rate.
+        lowcut_hz, highcut_hz (`float` or `None`): corners of the band-pass; `None` leaves a side open. 40 Hz makes
+            records of 100 Hz and of 500 Hz look the same to a model.
+        lowcut_order, highcut_order (`int`): orders of the Butterworth filter at the corners.
+        clip_mv (`float` or `None`): larger values are limited to this (mV).
+        window_seconds, hop_seconds (`float`): how `windows` cuts long records; `hop_seconds=None` is half a window.
+        lead_names (sequence of `str`): standard names of the leads that the model takes; others are left out and
+            a warning says so.
+        padding_value (`float`): value of absent leads and times; masked in any case.
+
+    Raises:
+        ValueError: an option is out of range. TypeError: an option is unknown.
+
+    Example:
+        >>> extractor = AnyECGFeatureExtractor()
+        >>> signal = np.random.default_rng(0).normal(0, 100, (2, 2500))
+        >>> batch = extractor(signal, sampling_rate=250, lead_names=["I", "V5"], units="uV")
+        >>> batch["input_values"].shape, batch["lead_ids"].tolist(), batch["attention_mask"].shape
+        ((1, 2, 3000), [[1, 11]], (1, 2, 10))
+    """
+
+    model_input_names = ["input_values", "lead_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        sampling_rate=300,
+        patch_size=300,
+        lowcut_hz=0.5,
+        highcut_hz=40.0,
+        lowcut_order=2,
+        highcut_order=8,
+        clip_mv=5.0,
+        window_seconds=10.0,
+        hop_seconds=None,
+        lead_names=STANDARD_LEADS,
+        padding_value=0.0,
+        **kwargs,
+    ):
+        self._refuse_unknown(kwargs)
+        super().__init__(**kwargs)
+        self.sampling_rate = sampling_rate
+        self.patch_size = patch_size
+        self.lowcut_hz = lowcut_hz
+        self.highcut_hz = highcut_hz
+        self.lowcut_order = lowcut_order
+        self.highcut_order = highcut_order
+        self.clip_mv = clip_mv
+        self.window_seconds = window_seconds
+        self.hop_seconds = hop_seconds
+        self.lead_names = resolve_lead_names(lead_names)
+        self.padding_value = padding_value
+        self._check_options()
+
+    def __call__(
+        self,
+        record,
+        *,
+        sampling_rate=None,
+        lead_names=None,
+        units=None,
+        lead_aliases=None,
+        return_tensors=None,
+        return_quality=False,
+    ):
+        """Return the model's input for one record or several.
+
+        Args:
+            record: `np.ndarray` or nested list `(num_leads, num_samples)`, a `Record`, a dict with `"signal"` (or
+                `"array"`), `"sampling_rate"`, `"lead_names"`, `"units"`, or a list of any of these. NaN is "no value".
+            sampling_rate (`float`): Hz, 50 to 100,000; for records that do not bring it.
+            lead_names (list of `str`): one per row; for records that do not bring them.
+            units (`str` or list of `str`): `"mV"`, `"uV"`, `"V"`, `"nV"`; for records that do not bring them.
+            lead_aliases (`dict[str, str]`, *optional*): your names to standard names.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; NumPy arrays without it.
+            return_quality (`bool`): adds `quality`: `int64 (batch, leads, patches)`, sums of `QualityFlag`.
+
+        Returns:
+            `BatchFeature`: `input_values` float32 `(batch, leads, samples)` in mV, `lead_ids` int64 `(batch, leads)`,
+            `attention_mask` int64 `(batch, leads, patches)`, 1 real, 0 absent or unusable. Rows keep the order given.
+
+        Raises:
+            ValueError: rate, lead names or units missing, unknown, impossible or contradictory; a shape that does not
+                fit; infinite values; shorter than one patch; nothing usable.
+            TypeError: `record` is none of the above.
+        """
+        given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
+        items = [self._item(self._prepare(one, lead_aliases, **given)) for one in as_list_of_records(record)]
+        if not return_quality:
+            for item in items:
+                del item["quality"]
+        return self.pad(items, return_tensors=return_tensors)
+
+    def windows(
+        self, record, *, sampling_rate=None, lead_names=None, units=None, lead_aliases=None, return_quality=False
+    ):
+        """Return a long record cut into overlapping windows of `window_seconds`: `(items, start_seconds)`.
+
+        The record is filtered whole, then cut every `hop_seconds`; the last window ends where the record ends. A record
+        no longer than a window is one item. Windows in which nothing is usable are left out, with a warning.
+
+        Args: as for `__call__`, for one record.
+
+        Returns:
+            items (`list[dict]`): each `input_values (leads, samples)`, `lead_ids (leads,)`, `attention_mask (leads,
+                patches)` and, if asked for, `quality`; `pad(items)` makes a batch.
+            start_seconds (`np.ndarray` of shape `(len(items),)`): where each window begins in the record.
+
+        Raises:
+            As `__call__`.
+        """
+        given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
+        prepared = self._prepare(record, lead_aliases, **given)
+        items, kept = [], []
+        for start in self._window_starts(prepared.values.shape[1]):
+            item = self._item(prepared, start=start, num_samples=self._window_samples, may_be_empty=True)
+            if item is None:
+                continue
+            if not return_quality:
+                del item["quality"]
+            items.append(item)
+            kept.append(start)
+        if not items:
+            raise ValueError(_nothing_usable(prepared))
+        return items, np.array(kept) / self.sampling_rate
+
+    def pad(self, features, return_tensors=None):
+        """Return a batch of items: leads filled up to the largest count (`lead_ids` 0), time to the longest, masks too.
+
+        Args:
+            features (list of dicts): unbatched items as `windows` gives them, or rows of a data set; `attention_mask`
+                may be absent. `quality`, `rhythm_codes`, `bool_masked_pos` are padded too, all else is stacked.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; NumPy arrays without it.
+
+        Returns:
+            `BatchFeature` with a first axis `batch` for every key.
+
+        Raises:
+            ValueError: no items, a key that only some have, or samples that do not fill whole patches.
+        """
+        if not features:
+            raise ValueError("No items to pad; pass a list of at least one.")
+        items = [self._complete(dict(item)) for item in features]
+        keys = list(items[0])
+        for item in items:
+            if set(item) != set(keys):
+                raise ValueError(
+                    f"Items of one batch have different keys: {sorted(keys)} and {sorted(item)}; extract them alike."
+                )
+        num_leads = max(len(item["lead_ids"]) for item in items)
+        num_patches = max(item["attention_mask"].shape[1] for item in items)
+        sizes = {"lead_ids": (num_leads,), "input_values": (num_leads, num_patches * self.patch_size)}
+        batch = {}
+        for key in keys:
+            arrays = [np.asarray(item[key]) for item in items]
+            if key == "input_values" or key in _FILL:
+                fill = self.padding_value if key == "input_values" else _FILL[key]
+                arrays = [_filled_up(array, sizes.get(key, (num_leads, num_patches)), fill) for array in arrays]
+            batch[key] = np.stack(arrays)
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def _prepare(self, record, lead_aliases, **given):
+        """Check one record and filter it whole."""
+        record = check_record(record, self.lead_names, given, lead_aliases)
+        self._refuse_short(record)
+        filled = fill_gaps(record.signal)
+        missing = np.isnan(record.signal)
+        return _Prepared(
+            values=self._filter(filled, record),
+            filled=filled,
+            missing=missing,
+            saturated=saturated_samples(filled, record.sampling_rate),
+            is_flat=(filled.std(axis=1) < FLAT_STD_MV) & ~missing.any(axis=1),
+            step=record.sampling_rate / self.sampling_rate,
+            lead_names=record.lead_names,
+            name=record.name,
+        )
+
+    def _filter(self, filled, record):
+        """Return `filled` at the model's rate and in its band."""
+        return bandpass(
+            resample(filled, record.sampling_rate, self.sampling_rate),
+            self.sampling_rate,
+            self.lowcut_hz,
+            self.highcut_hz,
+            lowcut_order=self.lowcut_order,
+            highcut_order=self.highcut_order,
+        )
+
+    def _item(self, prepared, *, start=0, num_samples=None, may_be_empty=False):
+        """Return one unbatched item: the samples from `start` on, in patches, unusable ones masked and emptied."""
+        stop = min(prepared.values.shape[1], start + (num_samples or prepared.values.shape[1]))
+        num_patches = max(1, math.floor((stop - start) / self.patch_size + 0.5))
+        values = np.zeros((len(prepared.values), num_patches * self.patch_size), np.float32)
+        stop = min(stop, start + values.shape[1])
+        values[:, : stop - start] = prepared.values[:, start:stop]
+        flags = self._flags(prepared, start, stop, num_patches)
+        patches = values.reshape(len(values), num_patches, self.patch_size)  # a view
+        if self.clip_mv is not None:
+            flags |= (np.abs(patches).max(axis=-1) > self.clip_mv) * int(QualityFlag.LIMITED)
+            np.clip(values, -self.clip_mv, self.clip_mv, out=values)
+        usable = (flags & int(UNUSABLE)) == 0
+        if not usable.any():
+            if not may_be_empty:
+                raise ValueError(_nothing_usable(prepared))
+            warn_once(
+                "window",
+                f"{_where(prepared.name)}nothing usable from {start / self.sampling_rate:g} s on; window left out.",
+            )
+            return None
+        _warn_of_unusable_leads(usable, flags, prepared)
+        patches[~usable] = 0.0
+        lead_ids = np.array([LEAD_IDS[name] for name in prepared.lead_names], np.int64)
+        return {
+            "input_values": values,
+            "lead_ids": lead_ids,
+            "attention_mask": usable.astype(np.int64),
+            "quality": flags,
+        }
+
+    def _flags(self, prepared, start, stop, num_patches):
+        """Return the quality flags `(leads, patches)` of the stretch from `start` to `stop` (samples of the model)."""
+        edges = start + np.arange(num_patches + 1) * self.patch_size
+        edges = np.ceil(np.minimum(edges, stop) * prepared.step - 1e-6).astype(np.int64)
+        edges = np.minimum(edges, prepared.filled.shape[1])
+        flags = quality_flags(prepared.filled, prepared.missing, prepared.saturated, edges)
+        flags[prepared.is_flat] |= int(QualityFlag.FLAT)
+        return flags
+
+    def _refuse_short(self, record):
+        num_samples, rate = record.signal.shape[1], record.sampling_rate
+        if math.floor(num_samples * self.sampling_rate / rate + 0.5) < self.patch_size:
+            raise ValueError(
+                f"{_where(record.name)}{num_samples} samples at {rate:g} Hz last {num_samples / rate:.3g} s; at least "
+                f"one patch of {self.patch_size / self.sampling_rate:g} s is needed. Check sampling_rate, or give more."
+            )
+
+    @property
+    def _window_samples(self):
+        return round(self.window_seconds * self.sampling_rate)
+
+    def _window_starts(self, num_samples):
+        last = num_samples - self._window_samples
+        if last <= 0:
+            return [0]
+        hop_seconds = self.window_seconds / 2 if self.hop_seconds is None else self.hop_seconds
+        starts = list(range(0, last + 1, round(hop_seconds * self.sampling_rate)))
+        return starts if starts[-1] == last else starts + [last]
+
+    def _complete(self, item):
+        """Return one item for `pad` with arrays in place and its samples and masks checked against each other."""
+        values = np.asarray(item["input_values"], np.float32)
+        num_patches, rest = divmod(values.shape[-1], self.patch_size)
+        if values.ndim != 2 or rest or len(item["lead_ids"]) != len(values):
+            raise ValueError(
+                f"Item with input_values {values.shape} and {len(item['lead_ids'])} lead_ids; needed: (leads, "
+                f"samples), samples a multiple of {self.patch_size}, one id per lead. Pass unbatched items."
+            )
+        item["input_values"] = values
+        item["lead_ids"] = np.asarray(item["lead_ids"], np.int64)
+        mask = item.get("attention_mask")
+        item["attention_mask"] = np.asarray(np.ones((len(values), num_patches)) if mask is None else mask, np.int64)
+        if item["attention_mask"].shape != (len(values), num_patches):
+            raise ValueError(
+                f"Item with attention_mask {item['attention_mask'].shape} for input_values {values.shape}; "
+                f"needed: {(len(values), num_patches)}, one entry per lead and patch of {self.patch_size} samples."
+            )
+        return item
+
+    def _refuse_unknown(self, kwargs):
+        unknown = [key for key in kwargs if key not in _LIBRARY_KEYS]
+        if unknown:
+            classes = type(self).__mro__[: type(self).__mro__.index(FeatureExtractionMixin)]
+            signatures = [inspect.signature(each.__init__) for each in classes if "__init__" in vars(each)]
+            parameters = [each for signature in signatures for each in signature.parameters.values()]
+            options = [each.name for each in parameters if each.name != "self" and each.kind is not each.VAR_KEYWORD]
+            close = difflib.get_close_matches(unknown[0], options, n=1)
+            hint = f' Did you mean "{close[0]}"?' if close else ""
+            raise TypeError(
+                f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}.{hint} "
+                f"Options: {', '.join(options)}."
+            )
+
+    def _check_options(self):
+        check_sampling_rate(self.sampling_rate)
+        check_band(self.sampling_rate, self.lowcut_hz, self.highcut_hz)
+        for name in ("patch_size", "lowcut_order", "highcut_order"):
+            _require(
+                isinstance(getattr(self, name), int) and getattr(self, name) > 0, self, name, "a whole number above 0"
+            )
+        _require(self.clip_mv is None or self.clip_mv > 0, self, "clip_mv", "millivolt above 0, or None")
+        _require(bool(self.lead_names), self, "lead_names", "at least one lead")
+        whole = self._window_samples > 0 and self._window_samples % self.patch_size == 0
+        _require(whole, self, "window_seconds", f"a multiple of the patch, {self.patch_size / self.sampling_rate:g} s")
+        hop_is_ok = self.hop_seconds is None or 1 / self.sampling_rate <= self.hop_seconds <= self.window_seconds
+        _require(hop_is_ok, self, "hop_seconds", "None, or above 0 and no longer than window_seconds")
+
+
+def _require(condition, extractor, name, accepted):
+    if not condition:
+        raise ValueError(f"{type(extractor).__name__}: {name}={getattr(extractor, name)!r}; accepted: {accepted}.")
+
+
+def _warn_of_unusable_leads(usable, flags, prepared):
+    for lead in np.flatnonzero(~usable.any(axis=1)):
+        reason = "missing" if (flags[lead] & int(QualityFlag.MISSING)).any() else "flat"
+        warn_once(
+            ("lead", reason),
+            f"{_where(prepared.name)}lead {prepared.lead_names[lead]} is {reason} and masked. "
+            "(Said once; attention_mask and quality name every such lead.)",
+        )
+
+
+def _nothing_usable(prepared):
+    ranges = lead_ranges(prepared.filled)
+    leads = [
+        f"{name} {np.mean(missing):.0%} missing, range {span:.3g} mV"
+        for name, missing, span in zip(prepared.lead_names, prepared.missing, ranges, strict=True)
+    ]
+    return (
+        f"{_where(prepared.name)}nothing usable: every patch is missing or flat ({'; '.join(leads)}). "
+        "Check the file and its units."
+    )
+
+
+def _filled_up(array, shape, fill):
+    """Return `array` with `fill` added at the ends of its axes up to `shape`."""
+    if array.shape == shape:
+        return array
+    if array.ndim != len(shape) or any(have > want for have, want in zip(array.shape, shape, strict=True)):
+        raise ValueError(
+            f"An array of shape {array.shape} in a batch of {shape} (leads, patches or samples); they do not fit."
+        )
+    out = np.full(shape, fill, array.dtype)
+    out[tuple(slice(size) for size in array.shape)] = array
+    return out
+
+
+def _where(record):
+    return f'Record "{record}": ' if record else ""

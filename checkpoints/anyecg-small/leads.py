@@ -1,0 +1,147 @@
+"""Lead names: their one spelling, their ids, the aliases understood, and the limb leads that follow from I and II."""
+
+import re
+import unicodedata
+
+import numpy as np
+
+STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+FRANK_LEADS = ("X", "Y", "Z")
+LEAD_IDS = {name: index for index, name in enumerate(STANDARD_LEADS + FRANK_LEADS, start=1)}  # 0 is padding
+LIMB_LEADS_FROM_I_AND_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+
+_PREFIX = re.compile(r"^(?:(?:ecg|ekg)(?=[\s_:.]|lead))?[\s_:.]*(?:lead)?[\s_:.]*")
+# ML: modified limb leads of Holter recorders. D: derivation, usual in French, Spanish and Portuguese.
+# No C1 ... C6 for V1 ... V6: polysomnograms call EEG electrodes so.
+_BUILT_IN_ALIASES = {
+    **{prefix + number: number.upper() for prefix in ("ml", "d") for number in ("i", "ii", "iii")},
+    **{f"d{digit}": name for digit, name in zip("123", ("I", "II", "III"), strict=True)},
+    **{f"v{axis.lower()}": axis for axis in FRANK_LEADS},
+    **{name.lower(): name for name in LEAD_IDS},
+}
+
+
+def resolve_lead_name(name, lead_aliases=None, record=None):
+    """Return the standard spelling of a lead's name.
+
+    Args:
+        name (`str`): as found: `"II"`, `"AVR"`, `"avr"`, `"Lead II"`, `"ECG lead II"`, `"MLII"`, `"DII"`, `"vx"` ...
+        lead_aliases (`dict[str, str]`, *optional*): names of yours to standard names; looked at first.
+        record (`str`, *optional*): the record's name, for the error message.
+
+    Returns:
+        `str`: a key of `LEAD_IDS`, i.e. one of the 12 standard leads or Frank's X, Y, Z.
+
+    Raises:
+        TypeError: `name` is not a string.
+        ValueError: no such lead is known, or its sign is reversed (`"-aVR"`).
+
+    >>> resolve_lead_name("Lead II"), resolve_lead_name("chest 1", {"chest 1": "V1"})
+    ('II', 'V1')
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{_where(record)}a lead's name is {name!r} ({type(name).__name__}); lead names are strings.")
+    aliases = _normalised_aliases(lead_aliases, record)
+    found = aliases.get(_normalise(name)) or _BUILT_IN_ALIASES.get(_normalise(name))
+    if found is None:
+        raise ValueError(_unknown_lead_message(name, record))
+    return found
+
+
+def resolve_lead_names(names, lead_aliases=None, record=None):
+    """Return the standard spellings of a record's lead names, in the order given.
+
+    Args:
+        names (sequence of `str`): one name per row of the signal.
+        lead_aliases (`dict[str, str]`, *optional*): names of yours to standard names.
+        record (`str`, *optional*): the record's name, for the error message.
+
+    Returns:
+        `list[str]` of the length of `names`, without duplicates.
+
+    Raises:
+        TypeError: `names` is one string, or holds something that is not a string.
+        ValueError: a lead is unknown, or two names mean the same lead.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"{_where(record)}lead_names is the single string {names!r}; pass a list, one name per row.")
+    resolved = [resolve_lead_name(name, lead_aliases, record) for name in names]
+    first_with = {}
+    for given, name in zip(names, resolved, strict=True):
+        if name in first_with:
+            raise ValueError(
+                f'{_where(record)}leads "{first_with[name]}" and "{given}" are both lead {name}; each may occur once. '
+                "Leave one of the two rows out, or rename it with lead_aliases={...} if it is another lead."
+            )
+        first_with[name] = given
+    return resolved
+
+
+def derive_limb_leads(signal, lead_names):
+    """Return the record with those of III, aVR, aVL, aVF added that it lacks, computed from I and II.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt; missing values (NaN) stay missing.
+        lead_names (`list[str]`): standard names, one per row.
+
+    Returns:
+        `(signal, lead_names)`: the given rows first, unchanged, then the added ones in standard order.
+
+    Raises:
+        ValueError: I or II is absent, or names and rows do not match.
+
+    Source: Einthoven's law, Goldberger's definitions: III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2.
+    """
+    signal, lead_names = np.asarray(signal), list(lead_names)
+    if signal.ndim != 2 or len(lead_names) != len(signal):
+        raise ValueError(
+            f"{len(lead_names)} lead names for a signal of shape {signal.shape}; "
+            "pass (num_leads, num_samples) and one name per row."
+        )
+    absent = [name for name in ("I", "II") if name not in lead_names]
+    if absent:
+        raise ValueError(
+            f"Limb leads are derived from I and II; {' and '.join(absent)} is absent from {lead_names}. "
+            "Pass standard names (see resolve_lead_names), or leave the absent leads out: the model takes fewer, too."
+        )
+    lead_i, lead_ii = signal[lead_names.index("I")], signal[lead_names.index("II")]
+    added = {n: w for n, w in LIMB_LEADS_FROM_I_AND_II.items() if n not in lead_names}
+    rows = [weight_i * lead_i + weight_ii * lead_ii for weight_i, weight_ii in added.values()]
+    if not rows:
+        return signal, lead_names
+    return np.concatenate([signal, np.stack(rows).astype(signal.dtype)]), lead_names + list(added)
+
+
+def _normalise(name):
+    """`" ECG lead_II "` -> `"ii"`: what two spellings of a lead have in common. A leading sign is kept."""
+    text = unicodedata.normalize("NFKC", name).strip().casefold()
+    return re.sub(r"[\s_]+", "", _PREFIX.sub("", text))
+
+
+def _normalised_aliases(lead_aliases, record):
+    if not lead_aliases:
+        return {}
+    aliases = {}
+    for given, target in lead_aliases.items():
+        if not isinstance(target, str) or _normalise(target) not in _BUILT_IN_ALIASES:
+            raise ValueError(
+                f'{_where(record)}lead_aliases names {target!r} for "{given}", which is no lead. '
+                f"Known: {', '.join(LEAD_IDS)}."
+            )
+        aliases[_normalise(given)] = _BUILT_IN_ALIASES[_normalise(target)]
+    return aliases
+
+
+def _unknown_lead_message(name, record):
+    known = ", ".join(STANDARD_LEADS)
+    message = f'{_where(record)}lead "{name}" is not one of the 12 standard leads. Known: {known} (and Frank X, Y, Z). '
+    positive = _BUILT_IN_ALIASES.get(_normalise(name.strip().lstrip("-−")))
+    if positive is not None:
+        return (
+            message + f"It looks like {positive} with its sign reversed: multiply the row by -1 and name it {positive}."
+        )
+    return message + f'If it is lead II, say so with lead_aliases={{"{name}": "II"}}; otherwise leave the row out.'
+
+
+def _where(record):
+    return f'Record "{record}": ' if record else ""

@@ -1,0 +1,280 @@
+"""Units, resampling, filters, quality flags: arrays `(num_leads, num_samples)` in, arrays out. numpy and scipy only."""
+
+import enum
+import functools
+import logging
+import math
+from fractions import Fraction
+
+import numpy as np
+from scipy import fft
+from scipy.signal import upfirdn
+
+logger = logging.getLogger(__name__)
+
+UNIT_TO_MV = {"nv": 1e-6, "uv": 1e-3, "mv": 1.0, "v": 1e3}
+LOWEST_RATE, HIGHEST_RATE = 50.0, 100_000.0  # Hz; below 50 a QRS complex is lost, above 100 kHz no ECG is recorded
+FLAT_STD_MV = 1e-3
+SATURATED_SECONDS, SATURATED_MV = 0.04, 1.0  # a rail: this long at the lead's extreme, this far from its mean
+PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # of the peak-to-peak value of a lead, median over the leads
+_HALF_LENGTH = 16  # of the resampling filter, in samples of the lower of the two rates
+_KAISER_BETA = 6.0
+_LARGEST_FACTOR = (
+    20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
+)
+
+
+class QualityFlag(enum.IntFlag):
+    """What may be said of one patch of one lead; flags add up. 0 is a usable patch with nothing to say."""
+
+    MISSING = 1  # at least one sample had no value (NaN)
+    FLAT = 2  # standard deviation below 1 microvolt: no electrode, or a record filled up with zeros
+    SATURATED = 4  # stood at the lead's rail for 40 ms or longer; not masked
+    LIMITED = 8  # went beyond the extractor's +-clip_mv and was limited; not masked
+    PADDING = 16  # not part of the record: a lead or a stretch of time added to fill the batch
+
+
+UNUSABLE = QualityFlag.MISSING | QualityFlag.FLAT | QualityFlag.PADDING
+
+
+def to_millivolt(signal, units, record=None):
+    """Return `signal` in millivolt; an implausible amplitude is warned about once.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): numbers, NaN where there is no value.
+        units (`str`, or one `str` per lead): `"mV"`, `"uV"` (or either micro sign), `"V"`, `"nV"`; case is ignored.
+        record (`str`, *optional*): the record's name, for messages.
+
+    Returns:
+        `np.ndarray` of the same shape; float32 stays float32, all else becomes float64.
+
+    Raises:
+        ValueError: a unit is unknown, or there is not one unit per lead.
+    """
+    signal = np.asarray(signal)
+    signal = signal if signal.dtype == np.float32 else signal.astype(np.float64)
+    units = [units] * len(signal) if isinstance(units, str) else list(units)
+    if len(units) != len(signal):
+        raise ValueError(
+            f"{_where(record)}{len(units)} units for {len(signal)} leads; pass one for all, or one per lead."
+        )
+    factors = np.array([unit_to_mv(unit, record) for unit in units])
+    if not np.all(factors == 1.0):
+        signal = (signal * factors[:, None]).astype(signal.dtype)
+    warn_if_implausible(signal, record)
+    return signal
+
+
+def unit_to_mv(unit, record=None):
+    """Return the factor that turns a voltage in `unit` into millivolt; `ValueError` for what is no unit of voltage."""
+    key = unit.strip().replace("µ", "u").replace("μ", "u").lower() if isinstance(unit, str) else None
+    if key not in UNIT_TO_MV:
+        raise ValueError(
+            f'{_where(record)}unit {unit!r} is not a known unit of voltage. Known: "nV", "uV" (or "µV"), "mV", "V". '
+            'Pass units="mV" or what the signal is stored in; leave rows out that are no voltage.'
+        )
+    return UNIT_TO_MV[key]
+
+
+def warn_if_implausible(signal, record=None):
+    """Warn once if the amplitudes of `signal` (mV) look like another unit, e.g. microvolt taken for millivolt."""
+    ranges = lead_ranges(signal)
+    typical = float(np.median(ranges)) if len(ranges) else 0.0
+    low, high = PLAUSIBLE_RANGE_MV
+    if typical > high or 0 < typical and ranges.max() < low:
+        warn_once(
+            "amplitude",
+            f"{_where(record)}leads range over {typical:.4g} mV (median), an ECG over 0.1 to 10 mV. Check `units`: "
+            f"{'microvolt or ADC steps passed as millivolt?' if typical > high else 'volt passed as millivolt?'} "
+            "(Said once; further records are not named.)",
+        )
+
+
+def lead_ranges(signal):
+    """Return peak-to-peak values, shape `(num_leads,)`, of the leads; those without two values count 0."""
+    lowest = np.fmin.reduce(signal, axis=1, initial=np.inf)
+    highest = np.fmax.reduce(signal, axis=1, initial=-np.inf)
+    return np.where(highest >= lowest, highest - lowest, 0.0)
+
+
+def check_sampling_rate(sampling_rate, record=None):
+    """Return `sampling_rate` as a float; `ValueError` if it is missing, no number, or outside 50 to 100,000 Hz."""
+    remedy = f"Pass sampling_rate=<Hz> of the record, {LOWEST_RATE:g} to {HIGHEST_RATE:g}."
+    if sampling_rate is None:
+        raise ValueError(f"{_where(record)}no sampling rate given; a wrong guess would give wrong findings. {remedy}")
+    is_number = isinstance(sampling_rate, (int, float, np.integer, np.floating)) and not isinstance(sampling_rate, bool)
+    if not is_number or not LOWEST_RATE <= sampling_rate <= HIGHEST_RATE:  # NaN fails the comparison
+        raise ValueError(f"{_where(record)}sampling_rate is {sampling_rate!r}, not a possible rate of an ECG. {remedy}")
+    return float(sampling_rate)
+
+
+def fill_gaps(signal):
+    """Return `signal` around zero and without NaN: float32, each lead less its mean, gaps bridged by straight lines.
+
+    Leads without any value become zeros. What was filled has to be masked by the caller: it is for the filters only.
+    """
+    missing = np.isnan(signal)
+    if not missing.any():
+        return (signal - signal.mean(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    filled = np.zeros(signal.shape, np.float32)
+    positions = np.arange(signal.shape[1])
+    for lead, is_missing, out in zip(signal, missing, filled, strict=True):
+        if not is_missing.all():
+            values = lead[~is_missing].astype(np.float64)
+            out[:] = np.interp(positions, positions[~is_missing], values - values.mean())
+    return filled
+
+
+def resample(signal, sampling_rate, target_rate):
+    """Return `signal` at `target_rate`, low-passed first when going down. Zero phase; the ends are mirrored.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, finite.
+        sampling_rate, target_rate (`float`): Hz, above zero. Need not be integers (PTB 1000, INCART 257).
+
+    Returns:
+        `np.ndarray` of shape `(num_leads, round(num_samples * target_rate / sampling_rate))`, float32; sample 0 stays
+        where it is.
+
+    Raises:
+        ValueError: a rate is not positive, or `signal` is not two-dimensional with at least two samples.
+    """
+    signal = np.asarray(signal, np.float32)
+    if signal.ndim != 2 or signal.shape[1] < 2:
+        raise ValueError(f"Signal of shape {signal.shape}; pass (num_leads, num_samples) with at least 2 samples.")
+    if not (0 < sampling_rate < math.inf and 0 < target_rate < math.inf):
+        raise ValueError(f"Rates of {sampling_rate!r} and {target_rate!r} Hz; both must be above zero and finite.")
+    up, down = rational_ratio(float(sampling_rate), float(target_rate))
+    num_out = math.floor(signal.shape[1] * target_rate / sampling_rate + 0.5)
+    if up == down:
+        return signal.copy()
+    taps, margin, offset = _resampling_filter(up, down)
+    mean = signal.mean(axis=1, keepdims=True)
+    right = margin + down // up + 1  # outputs up to half a step beyond the last sample
+    padded = np.pad(signal - mean, ((0, 0), (margin, right)), mode="reflect")
+    return upfirdn(taps, padded, up, down, axis=1)[:, offset : offset + num_out] + mean
+
+
+def rational_ratio(sampling_rate, target_rate):
+    """Return integers `(up, down)`, neither above 20,000, with `up / down` = `target_rate / sampling_rate` (25 ppm)."""
+    ratio = Fraction(target_rate).limit_denominator(10_000) / Fraction(sampling_rate).limit_denominator(10_000)
+    if ratio <= 1:
+        ratio = ratio.limit_denominator(_LARGEST_FACTOR)
+    else:
+        ratio = 1 / (1 / ratio).limit_denominator(_LARGEST_FACTOR)
+    return ratio.numerator, ratio.denominator
+
+
+@functools.lru_cache(maxsize=16)
+def _resampling_filter(up, down):
+    """Return `(taps, margin, offset)`: a windowed sinc, the input samples needed at each end, the first output kept."""
+    slower = max(up, down)
+    half = _HALF_LENGTH * slower
+    time = np.arange(-half, half + 1) / slower  # in samples of the lower rate
+    taps = np.sinc(time) * np.kaiser(2 * half + 1, _KAISER_BETA)
+    margin = math.ceil(half / up)
+    lead_in = -(half + margin * up) % down  # zeros in front that put the first kept output on sample 0
+    taps = np.concatenate([np.zeros(lead_in), taps, np.zeros(-(lead_in + taps.size) % up)])
+    phases = taps.reshape(-1, up)
+    taps = (phases / phases.sum(axis=0)).ravel()  # every phase passes a constant unchanged
+    return taps.astype(np.float32), margin, (lead_in + half + margin * up) // down
+
+
+def bandpass(signal, sampling_rate, lowcut_hz=None, highcut_hz=None, *, lowcut_order=2, highcut_order=8):
+    """Return `signal` band-passed without any shift in time: Butterworth, forward and backward.
+
+    The squared Butterworth magnitude (what running the filter both ways gives; 0.5 at the corner) is applied to the
+    cosine transform, i.e. to the signal mirrored at both ends, so that neither the ends nor an offset ring.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, finite.
+        sampling_rate (`float`): Hz.
+        lowcut_hz, highcut_hz (`float`, *optional*): corners in Hz, below half the rate; `None` leaves that side open.
+        lowcut_order, highcut_order (`int`): orders of the Butterworth filter at each corner.
+
+    Returns:
+        `np.ndarray` of the same shape, float32.
+
+    Raises:
+        ValueError: a corner is not between 0 and half the rate, or the low one is not below the high one.
+    """
+    check_band(sampling_rate, lowcut_hz, highcut_hz)
+    signal = np.asarray(signal, np.float32)
+    num_samples = signal.shape[1]
+    frequencies = np.arange(num_samples) * (sampling_rate / (2 * num_samples))  # of the cosine transform, in Hz
+    gain = np.ones(num_samples)
+    if lowcut_hz is not None:
+        power = (frequencies / lowcut_hz) ** (2 * lowcut_order)
+        gain *= power / (1 + power)
+    if highcut_hz is not None:
+        gain /= 1 + (frequencies / highcut_hz) ** (2 * highcut_order)
+    spectrum = fft.dct(signal, type=2, axis=1, norm="ortho")
+    spectrum *= gain.astype(np.float32)
+    return fft.idct(spectrum, type=2, axis=1, norm="ortho", overwrite_x=True)
+
+
+def check_band(sampling_rate, lowcut_hz, highcut_hz):
+    """Raise `ValueError` unless 0 < `lowcut_hz` < `highcut_hz` < `sampling_rate` / 2 (those that are given)."""
+    corners = [0.0] + [corner for corner in (lowcut_hz, highcut_hz) if corner is not None] + [sampling_rate / 2]
+    if not all(low < high for low, high in zip(corners, corners[1:], strict=False)):
+        raise ValueError(
+            f"Band of {lowcut_hz!r} to {highcut_hz!r} Hz at {sampling_rate:g} Hz; needed: "
+            f"0 < lowcut_hz < highcut_hz < {sampling_rate / 2:g}, or None for an open side."
+        )
+
+
+def saturated_samples(signal, sampling_rate):
+    """Return where a lead stands at a rail: boolean, the shape of `signal` (mV, gaps filled, at its own rate).
+
+    A rail is the lead's largest or smallest value, at least 1 mV from zero (its mean, after `fill_gaps`), for 40 ms.
+    """
+    shortest = max(4, math.ceil(SATURATED_SECONDS * sampling_rate))
+    found = np.zeros(signal.shape, bool)
+    for extreme in (signal.max(axis=1), signal.min(axis=1)):
+        for lead in np.flatnonzero(np.abs(extreme) >= SATURATED_MV):
+            _mark_runs(signal[lead] == extreme[lead], shortest, found[lead])
+    return found
+
+
+def _mark_runs(is_there, shortest, found):
+    """Set `found` where `is_there` holds for at least `shortest` samples on end."""
+    edges = np.flatnonzero(np.diff(is_there, prepend=False, append=False))
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        if stop - start >= shortest:
+            found[start:stop] = True
+
+
+def quality_flags(signal, missing, saturated, edges):
+    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: missing, flat, saturated.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, gaps filled, not yet filtered.
+        missing, saturated (`np.ndarray` of the same shape, bool): see `numpy.isnan` and `saturated_samples`.
+        edges (`np.ndarray` of shape `(num_patches + 1,)`): first sample of each patch, and the end of the last.
+    """
+    inside = slice(edges[0], edges[-1])
+    starts, counts = edges[:-1] - edges[0], np.diff(edges)
+    values = signal[:, inside].astype(np.float64)
+    mean = np.add.reduceat(values, starts, axis=1) / counts
+    variance = np.add.reduceat(values**2, starts, axis=1) / counts - mean**2
+    # the second term: rounding of the squares when a lead wanders far from zero
+    flags = np.where(variance < FLAT_STD_MV**2 + 1e-12 * mean**2, int(QualityFlag.FLAT), 0)
+    for where, flag in ((missing, QualityFlag.MISSING), (saturated, QualityFlag.SATURATED)):
+        if where[:, inside].any():
+            flags |= np.logical_or.reduceat(where[:, inside], starts, axis=1) * int(flag)
+    flags[(flags & int(QualityFlag.MISSING)) != 0] &= ~int(QualityFlag.FLAT)  # what bridges a gap says nothing
+    return flags.astype(np.int64)
+
+
+_warned = set()
+
+
+def warn_once(kind, message):
+    """Log `message` as a warning, the first time for its `kind` in this process."""
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(message)
+
+
+def _where(record):
+    return f'Record "{record}": ' if record else ""
