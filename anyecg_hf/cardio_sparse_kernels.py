@@ -51,6 +51,15 @@ class Grid(NamedTuple):
         """Whether the own lead reaches further than the columns."""
         return self.lead_window is None or self.lead_window > self.time_tolerance
 
+    @property
+    def steps(self):
+        """In patches, from a query to the columns that hold its keys; none where a single lead has them all in its row."""
+        return (
+            range(-self.time_tolerance, self.time_tolerance + 1)
+            if self.num_leads > 1 or not self.has_rows
+            else range(0)
+        )
+
     def tokens(self, x):
         """Return the grid part of `x` (B, N, ...) as a view `(B, L, P, ...)`."""
         return x[:, self.num_global :].unflatten(1, (self.num_leads, self.num_patches))
@@ -58,6 +67,16 @@ class Grid(NamedTuple):
     def columns(self, x, samples, times):
         """Return a view `(samples, times, H, L, D)` of `x` (B, N, H, D)."""
         return self.tokens(x)[samples, :, times].permute(0, 2, 3, 1, 4)
+
+    def column_keys(self, x, samples, times, fill=0.0):
+        """Return what the queries at `times` find at their steps, `(samples, times, H, steps * L, D)`; `fill` off the grid."""
+        if len(self.steps) <= 1:
+            return self.columns(x, samples, times)[:, :, :, : self.num_leads * len(self.steps)]
+        first, last = times.start + self.steps[0], times.stop + self.steps[-1]
+        inside = self.tokens(x)[samples, :, max(first, 0) : min(last, self.num_patches)]
+        padding = (0, 0) * 2 + (max(-first, 0), max(last - self.num_patches, 0))
+        windows = torch.nn.functional.pad(inside, padding, value=fill).unfold(2, len(self.steps), 1)
+        return windows.permute(0, 2, 3, 5, 1, 4).flatten(3, 4)
 
 
 class RowBlock(NamedTuple):
@@ -87,9 +106,9 @@ class RowBlock(NamedTuple):
             x[self.samples, : grid.num_global].add_(value[:, :, :, : grid.num_global].sum(1).transpose(1, 2))
         self.rows(x, grid, self.keys).add_(value[:, :, :, grid.num_global :])
 
-    def of_columns(self, scores):
-        """Return a view `(samples, leads, H, queries, 2 w + 1, L)` of column scores `(2 w + 1, B, P, H, L, L)`."""
-        return scores[:, self.samples, self.queries, :, self.leads].permute(1, 4, 3, 2, 0, 5)
+    def of_columns(self, columns):
+        """Return a view `(samples, leads, H, queries, steps * L)` of what the columns hold, `(B, P, H, L, steps * L)`."""
+        return columns[self.samples, self.queries, :, self.leads].transpose(1, 3)
 
     def bias(self, grid, key_bias, band):
         """Return what is added to the scores of the row, broadcastable to `(samples, leads, H, queries, G + keys)`, or None."""
@@ -110,20 +129,25 @@ class RowBlock(NamedTuple):
 def _chunks(outer: int, inner: int, capacity: int) -> Iterator[tuple[slice, slice]]:
     """Yield slices (of `outer`, of `inner`) with at most `capacity` elements together; whole inner ranges if they fit."""
     if capacity >= inner:
-        step = capacity // inner
-        for start in range(0, outer, step):
-            yield slice(start, min(start + step, outer)), slice(0, inner)
+        for start, stop in _even_parts(outer, capacity // inner):
+            yield slice(start, stop), slice(0, inner)
         return
-    step = max(capacity, 1)
     for i in range(outer):
-        for start in range(0, inner, step):
-            yield slice(i, i + 1), slice(start, min(start + step, inner))
+        for start, stop in _even_parts(inner, max(capacity, 1)):
+            yield slice(i, i + 1), slice(start, stop)
+
+
+def _even_parts(length, most):
+    """Return `(start, stop)` of as few parts of at most `most` as there can be, all about equally long."""
+    num_parts = -(-length // most)
+    edges = [length * i // num_parts for i in range(num_parts + 1)]
+    return zip(edges, edges[1:])
 
 
 def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
     """Yield the blocks of phase 2: each query once; rows longer than their window in chunks of queries."""
     num_patches, window = grid.num_patches, grid.lead_window
-    num_others = (2 * grid.time_tolerance + 1) * grid.num_leads
+    num_others = len(grid.steps) * grid.num_leads
     most = _CPU_BLOCK if device_type == "cpu" else _GPU_BLOCK
     if not grid.has_rows:
         step, num_keys = num_patches, 0
@@ -135,7 +159,7 @@ def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
     if is_fused:
         capacity = _FUSED_TOKENS // num_keys if device_type == "cpu" else grid.batch_size * grid.num_leads
     else:
-        step = min(step, max(most // (grid.num_heads * (num_keys + num_others)), 1))
+        step = min(step, max(most // (grid.num_heads * max(num_keys + num_others, 1)), 1))
         capacity = most // (grid.num_heads * step * (num_keys + num_others))
     for samples, leads in _chunks(grid.batch_size, grid.num_leads, capacity):
         for start in range(0, num_patches, step):
@@ -147,16 +171,12 @@ def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
             yield RowBlock(samples, leads, slice(start, stop), keys, is_fused)
 
 
-def column_blocks(grid: Grid, device_type: str, step: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield `(samples, query times, key times)` of phases 1 and 3, for keys `step` patches after the query."""
-    most = _CPU_BLOCK if device_type == "cpu" else _GPU_BLOCK
-    first, last = max(0, -step), grid.num_patches - max(0, step)
-    if first >= last:
-        return
-    capacity = most // (grid.num_heads * grid.num_leads * max(grid.head_dim, grid.num_leads))
-    for samples, times in _chunks(grid.batch_size, last - first, capacity):
-        start, stop = first + times.start, first + times.stop
-        yield samples, slice(start, stop), slice(start + step, stop + step)
+def column_blocks(grid: Grid, device_type: str) -> Iterator[tuple[slice, slice]]:
+    """Yield `(samples, times of the queries)` of phases 1 and 3."""
+    if len(grid.steps):
+        most = _CPU_BLOCK if device_type == "cpu" else _GPU_BLOCK
+        capacity = most // (grid.num_heads * grid.num_leads * len(grid.steps) * max(grid.head_dim, grid.num_leads))
+        yield from _chunks(grid.batch_size, grid.num_patches, capacity)
 
 
 def _window_band(grid, num_queries, dtype, device):
@@ -182,102 +202,122 @@ def _flat(x, dtype=None):
     return (x if dtype is None else x.to(dtype)).flatten(0, -3)
 
 
-def _steps(grid):
-    return range(-grid.time_tolerance, grid.time_tolerance + 1)
-
-
-def _column_products(left, right, grid, dtype, factor, fill):
-    """Return `factor * left . right` of every query and column key, `(2 w + 1, B, P, H, L, L)`; `fill` outside the grid."""
-    shape = (
-        2 * grid.time_tolerance + 1,
-        grid.batch_size,
-        grid.num_patches,
-        grid.num_heads,
-        grid.num_leads,
-        grid.num_leads,
+def _new_columns(grid, dtype, device):
+    """Return room for one number for each query and column key, `(B, P, H, L, steps * L)`."""
+    num_keys = len(grid.steps) * grid.num_leads
+    return torch.empty(
+        (grid.batch_size, grid.num_patches, grid.num_heads, grid.num_leads, num_keys), dtype=dtype, device=device
     )
-    products = torch.empty(shape, dtype=dtype, device=left.device)
-    if grid.time_tolerance:
-        products.fill_(fill)
-    for i, step in enumerate(_steps(grid)):
-        for samples, times, key_times in column_blocks(grid, left.device.type, step):
-            queries = _flat(grid.columns(left, samples, times), dtype)
-            keys = _flat(grid.columns(right, samples, key_times), dtype)
-            target = products[i, samples, times]
-            target.copy_(_products(queries, keys.transpose(1, 2), factor).view(target.shape))
+
+
+def _column_products(left, right, grid, dtype, factor=1.0):
+    """Return `factor * left . right` of every query and column key, `(B, P, H, L, steps * L)`."""
+    products = _new_columns(grid, dtype, left.device)
+    for samples, times in column_blocks(grid, left.device.type):
+        queries = _flat(grid.columns(left, samples, times), dtype)
+        keys = _flat(grid.column_keys(right, samples, times), dtype)
+        target = products[samples, times]
+        target.copy_(_products(queries, keys.transpose(1, 2), factor).view(target.shape))
     return products
 
 
 def _column_scores(q, k, key_bias, grid, dtype, scale):
-    scores = _column_products(q, k, grid, dtype, scale, MASKED)
-    if key_bias is not None:
-        bias = grid.tokens(key_bias).transpose(1, 2)[:, :, None, None]  # (B, P, 1, 1, L)
-        for i, step in enumerate(_steps(grid)):
-            for samples, times, key_times in column_blocks(grid, q.device.type, step):
-                scores[i, samples, times].add_(bias[samples, key_times])
-    if grid.has_rows:
-        scores.diagonal(dim1=-2, dim2=-1).fill_(MASKED)  # the own lead is a key of the row
+    scores = _column_products(q, k, grid, dtype, scale)
+    if len(grid.steps) > 1 or key_bias is not None:
+        if key_bias is None:
+            key_bias = torch.zeros((), dtype=dtype, device=q.device).expand(q.shape[:2])
+        everything = (slice(0, grid.batch_size), slice(0, grid.num_patches))
+        bias = grid.column_keys(key_bias[..., None, None], *everything, fill=MASKED)  # (B, P, 1, steps * L, 1)
+        scores.add_(bias.transpose(3, 4))
+    if grid.has_rows:  # the own lead is a key of the row
+        scores.unflatten(-1, (-1, grid.num_leads)).diagonal(dim1=3, dim2=5).fill_(MASKED)
     return scores
 
 
-def _add_column_outputs(out, probabilities, values, grid, dtype, factor=1.0, transpose=False):
-    """Add `factor * probabilities @ values` to `out`, or with `transpose` its transposed: from queries to keys."""
-    for i, step in enumerate(_steps(grid)):
-        for samples, times, key_times in column_blocks(grid, out.device.type, step):
-            sources, targets = (key_times, times) if not transpose else (times, key_times)
-            weights = probabilities[i, samples, times]
-            weights = weights.transpose(-2, -1) if transpose else weights
-            target, source = grid.columns(out, samples, targets), grid.columns(values, samples, sources).to(dtype)
-            if grid.num_leads <= _FEW_LEADS:
-                for lead, other in itertools.product(range(grid.num_leads), repeat=2):
-                    target[..., lead, :].addcmul_(weights[..., lead, other, None], source[..., other, :], value=factor)
-            else:
-                target.add_(_products(_flat(weights), _flat(source), factor).view(target.shape))
+def _add_column_outputs(out, weights, values, grid, dtype, factor=1.0):
+    """Add `factor * weights @ values` to the queries of `out`; weights `(B, P, H, L, steps * L)`."""
+    for samples, times in column_blocks(grid, out.device.type):
+        target, source = grid.columns(out, samples, times), grid.column_keys(values, samples, times).to(dtype)
+        if grid.num_leads <= _FEW_LEADS:
+            for lead, key in itertools.product(range(grid.num_leads), range(source.shape[3])):
+                target[..., lead, :].addcmul_(
+                    weights[samples, times, :, lead, key, None], source[..., key, :], value=factor
+                )
+        else:
+            target.add_(_products(_flat(weights[samples, times]), _flat(source), factor).view(target.shape))
+
+
+def _add_to_column_keys(out, weights, values, grid, dtype, factor=1.0):
+    """Add `factor * weights^T @ values` to the keys of `out`: what the queries send to them."""
+    for samples, times in column_blocks(grid, out.device.type):
+        source = grid.columns(values, samples, times).to(dtype)
+        of_steps = weights[samples, times].unflatten(-1, (-1, grid.num_leads))  # (samples, times, H, L, steps, L)
+        if grid.num_leads > _FEW_LEADS:
+            products = _products(_flat(weights[samples, times]).transpose(1, 2), _flat(source), factor)
+            products = products.view(*source.shape[:3], -1, *source.shape[3:])  # (samples, times, H, steps, L, D)
+        for i, step in enumerate(grid.steps):
+            first, last = max(times.start + step, 0), min(times.stop + step, grid.num_patches)
+            if first >= last:
+                continue
+            target = grid.columns(out, samples, slice(first, last))
+            inside = slice(first - step - times.start, last - step - times.start)
+            if grid.num_leads > _FEW_LEADS:
+                target.add_(products[:, inside, :, i])
+                continue
+            for lead, key in itertools.product(range(grid.num_leads), repeat=2):
+                weight = of_steps[:, inside, :, lead, i, key, None]
+                target[..., key, :].addcmul_(weight, source[:, inside, :, lead], value=factor)
 
 
 # Phase 2: rows, by products with a joint softmax
 
 
 def _joint(own, others):
-    """Return the scores of a block's row and columns side by side."""
-    return torch.cat([own, others.flatten(-2)], dim=-1)
+    """Return what a block's row and columns hold side by side, `(samples, leads, H, queries, G + keys + steps * L)`."""
+    return torch.cat([own, others], dim=-1)
 
 
 def _row_scores(block, q, k, key_bias, band, grid, dtype, scale):
     queries, keys = block.rows(q, grid, block.queries).to(dtype), block.take_keys(k, grid, dtype)
     scores = _products(_flat(queries), _flat(keys).transpose(1, 2), scale).view(*queries.shape[:4], keys.shape[3])
     bias = block.bias(grid, key_bias, band)
-    return queries, keys, scores if bias is None else scores.add_(bias)
+    return scores if bias is None else scores.add_(bias)
 
 
-def _rows_forward(block, q, k, v, key_bias, band, grid, scale, out, columns):
-    """Write the rows' output into `out`; turn the block's part of `columns` from scores into probabilities."""
-    _, keys, scores = _row_scores(block, q, k, key_bias, band, grid, columns.dtype, scale)
-    others, num_own = block.of_columns(columns), keys.shape[3]
+def _probabilities(block, q, k, key_bias, band, grid, scale, columns):
+    """Return the joint softmax of a block, and write its part of the columns back in place of their scores."""
+    scores = _row_scores(block, q, k, key_bias, band, grid, columns.dtype, scale)
+    others = block.of_columns(columns)
     probabilities = torch.softmax(_joint(scores, others), -1)
-    others.copy_(probabilities[..., num_own:].view(others.shape))
-    target = block.rows(out, grid, block.queries)
-    values = block.take_keys(v, grid, columns.dtype)
-    target.copy_(torch.bmm(_flat(probabilities)[..., :num_own], _flat(values)).view(target.shape))
+    others.copy_(probabilities[..., scores.shape[-1] :])
+    return probabilities
 
 
-def _rows_backward(block, grad, q, k, v, key_bias, band, grid, scale, columns, grad_columns, grads):
-    """Add the rows' gradients; turn the block's columns from scores into probabilities, and their gradients into those
-    of the scores."""
-    dtype = columns.dtype
-    queries, keys, scores = _row_scores(block, q, k, key_bias, band, grid, dtype, scale)
-    values, grad = _flat(block.take_keys(v, grid, dtype)), _flat(block.rows(grad, grid, block.queries), dtype)
-    others, grad_others, num_own = block.of_columns(columns), block.of_columns(grad_columns), keys.shape[3]
-    probabilities = torch.softmax(_joint(scores, others), -1)
-    others.copy_(probabilities[..., num_own:].view(others.shape))
+def _rows_forward(block, probabilities, v, grid, out):
+    """Write the rows' output."""
+    values, target = block.take_keys(v, grid, out.dtype), block.rows(out, grid, block.queries)
+    own = _flat(probabilities)[..., : values.shape[3]]
+    target.copy_(torch.bmm(own, _flat(values)).view(target.shape))
+
+
+def _rows_backward(block, grad, q, k, v, probabilities, grid, scale, grad_columns, grads):
+    """Add the rows' gradients; turn the gradients of the columns' probabilities into those of their scores."""
+    dtype = probabilities.dtype
+    grad = _flat(block.rows(grad, grid, block.queries), dtype)
+    queries, keys, values = (
+        block.rows(q, grid, block.queries).to(dtype),
+        *(block.take_keys(x, grid, dtype) for x in (k, v)),
+    )
+    num_own, others = keys.shape[3], block.of_columns(grad_columns)
     own = _flat(probabilities)[..., :num_own]
     block.add_to_keys(grads[2], grid, torch.bmm(own.transpose(1, 2), grad).view(keys.shape))
-    grad_own = torch.bmm(grad, values.transpose(1, 2)).view(scores.shape)
-    grad_scores = torch._softmax_backward_data(_joint(grad_own, grad_others), probabilities, -1, dtype)
-    grad_others.copy_(grad_scores[..., num_own:].view(others.shape))
-    grad_own = _flat(grad_scores)[..., :num_own]
-    block.rows(grads[0], grid, block.queries).add_(_products(grad_own, _flat(keys), scale).view(queries.shape))
-    block.add_to_keys(grads[1], grid, _products(grad_own.transpose(1, 2), _flat(queries), scale).view(keys.shape))
+    grad_own = torch.bmm(grad, _flat(values).transpose(1, 2)).view(*probabilities.shape[:4], num_own)
+    grad_scores = torch._softmax_backward_data(_joint(grad_own, others), probabilities, -1, dtype)
+    others.copy_(grad_scores[..., num_own:])
+    own = _flat(grad_scores)[..., :num_own]
+    target = block.rows(grads[0], grid, block.queries)
+    target.copy_(_products(own, _flat(keys), scale).view(target.shape))  # every query is in one block
+    block.add_to_keys(grads[1], grid, _products(own.transpose(1, 2), _flat(queries), scale).view(keys.shape))
 
 
 # Phase 2: rows, by the fused kernel of the device, merged with the columns
@@ -296,27 +336,25 @@ def _fused_inputs(block, grid, dtype, q, k, v, key_bias, band):
 def _rows_forward_fused(block, q, k, v, key_bias, band, grid, scale, out, lse, columns):
     inputs, bias = _fused_inputs(block, grid, columns.dtype, q, k, v, key_bias, band)
     own_output, own_lse = FUSED[q.device.type].forward(*inputs, bias, scale)
-    others, target = block.of_columns(columns), block.rows(out, grid, block.queries)
-    own_lse = own_lse.reshape(target.shape[:4]).to(columns.dtype)
-    merged = torch.logaddexp(own_lse, torch.logsumexp(others, (-2, -1)))
-    target.copy_(own_output.view(target.shape).to(columns.dtype).mul_((own_lse - merged).exp_()[..., None]))
-    others.sub_(merged[..., None, None]).exp_()
-    block.rows(lse, grid, block.queries).copy_(merged[..., None])
+    target, total = block.rows(out, grid, block.queries), block.rows(lse, grid, block.queries)
+    own_lse = own_lse.reshape(total.shape).to(total.dtype)
+    total.copy_(torch.logaddexp(own_lse, total))  # it held that of the columns
+    target.copy_(own_output.view(target.shape).to(total.dtype).mul_((own_lse - total).exp_()))
+    block.of_columns(columns).sub_(total).exp_()
 
 
 def _rows_backward_fused(block, grad, q, k, v, key_bias, band, grid, scale, out, lse, columns, grad_columns, grads):
     dtype = columns.dtype
     inputs, bias = _fused_inputs(block, grid, dtype, q, k, v, key_bias, band)
-    grad, output, merged = (block.rows(x, grid, block.queries).to(dtype) for x in (grad, out, lse))
-    merged = merged.squeeze(-1)
-    delta = (grad * output).sum(-1)
+    grad, output, total = (block.rows(x, grid, block.queries).to(dtype) for x in (grad, out, lse))
+    delta = (grad * output).sum(-1, keepdim=True)
     others, grad_others = block.of_columns(columns), block.of_columns(grad_columns)
-    others.sub_(merged[..., None, None]).exp_()
-    grad_others.sub_(delta[..., None, None]).mul_(others)
-    flat = [x.flatten(0, 1).to(inputs[0].dtype) for x in (grad, output)] + [merged.flatten(0, 1)]
+    others.sub_(total).exp_()
+    grad_others.sub_(delta).mul_(others)
+    flat = [x.flatten(0, 1).to(inputs[0].dtype) for x in (grad, output)] + [total.squeeze(-1).flatten(0, 1)]
     grad_queries, grad_keys, grad_values = FUSED[q.device.type].backward(*flat, *inputs, bias, scale)
     target = block.rows(grads[0], grid, block.queries)
-    target.add_(grad_queries.view(target.shape))
+    target.copy_(grad_queries.view(target.shape))  # every query is in one block
     for each, value in ((grads[1], grad_keys), (grads[2], grad_values)):
         block.add_to_keys(each, grid, value.unflatten(0, target.shape[:2]))
 
@@ -395,51 +433,84 @@ FUSED = {"cpu": FlashCPU, "cuda": EfficientCUDA}
 # The whole pass
 
 
-def forward(q, k, v, key_mask, grid: Grid, scale: float):
-    """Return `(output (B, N, H, D), log-sum-exp (B, N, H, 1))`; q, k, v `(B, N, H, D)`, key_mask `(B, N)` bool or None.
+def keeps_probabilities(grid: Grid, device_type: str) -> bool:
+    """Whether a forward pass that is to be differentiated keeps its probabilities: where they take at most twice the
+    memory of q, which spares the backward pass to compute them again."""
+    block = next(row_blocks(grid, device_type))
+    num_keys = grid.num_global + block.keys.stop - block.keys.start + len(grid.steps) * grid.num_leads
+    return not block.is_fused and block.queries.stop == grid.num_patches and num_keys <= 2 * grid.head_dim
 
-    The log-sum-exp is that of all keys where the fused kernel took the rows, else 0. A query that has no key at all gets some finite output: whoever calls sets it to zero.
+
+def forward(q, k, v, key_mask, grid: Grid, scale: float, keep: bool = False):
+    """Return the output `(B, N, H, D)`, and what the backward pass needs of it.
+
+    Args:
+        q, k, v (`torch.Tensor` of shape `(B, N, H, D)`), key_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*).
+        keep (`bool`): keep the probabilities `(B, L, H, P, keys)` for the backward pass, see `keeps_probabilities`.
+
+    Returns:
+        The output, the log-sum-exp `(B, N, H, 1)` of all scores (0 where no fused kernel took the rows), the probabilities
+        (empty unless kept). A query that has no key at all gets some finite output: whoever calls sets it to zero.
     """
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
     blocks = list(row_blocks(grid, q.device.type))
     out = torch.empty(q.shape, dtype=dtype, device=q.device)
     lse = torch.zeros((*q.shape[:3], 1), dtype=dtype, device=q.device)
+    kept = torch.empty(_kept_shape(grid, q.device.type, keep), dtype=dtype, device=q.device)
     columns = _column_scores(q, k, key_bias, grid, dtype, scale)
     band = _window_band(grid, blocks[0].queries.stop, dtype, q.device)
+    if blocks[0].is_fused:  # the rows are added block by block
+        grid.tokens(lse).copy_(torch.logsumexp(columns, -1).permute(0, 3, 1, 2)[..., None])
     for block in blocks:
         if block.is_fused:
             _rows_forward_fused(block, q, k, v, key_bias, band, grid, scale, out, lse, columns)
-        else:
-            _rows_forward(block, q, k, v, key_bias, band, grid, scale, out, columns)
+            continue
+        probabilities = _probabilities(block, q, k, key_bias, band, grid, scale, columns)
+        if keep:
+            kept[block.samples, block.leads] = probabilities
+        _rows_forward(block, probabilities, v, grid, out)
     _add_column_outputs(out, columns, v, grid, dtype)
     if grid.num_global:
         queries, keys, values = (x.transpose(1, 2).to(dtype) for x in (q[:, : grid.num_global], k, v))
-        out[:, : grid.num_global] = torch.matmul(
-            _global_probabilities(queries, keys, key_bias, scale), values
-        ).transpose(1, 2)
-    return out.to(q.dtype), lse
+        attended = torch.matmul(_global_probabilities(queries, keys, key_bias, scale), values)
+        out[:, : grid.num_global] = attended.transpose(1, 2)
+    return out.to(q.dtype), lse, kept
 
 
-def backward(grad, q, k, v, key_mask, out, lse, grid: Grid, scale: float):
-    """Return the gradients of q, k and v, `(B, N, H, D)` each."""
+def _kept_shape(grid, device_type, keep):
+    if not keep:
+        return (0,)
+    block = next(row_blocks(grid, device_type))
+    num_keys = grid.num_global + block.keys.stop - block.keys.start + len(grid.steps) * grid.num_leads
+    return (grid.batch_size, grid.num_leads, grid.num_heads, grid.num_patches, num_keys)
+
+
+def backward(grad, q, k, v, key_mask, out, lse, kept, grid: Grid, scale: float):
+    """Return the gradients of q, k and v, `(B, N, H, D)` each; `out`, `lse`, `kept` as returned by `forward`."""
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
-    grads = [torch.zeros(q.shape, dtype=dtype, device=q.device) for _ in range(3)]
-    columns = _column_scores(q, k, key_bias, grid, dtype, scale)
-    grad_columns = _column_products(grad, v, grid, dtype, 1.0, 0.0)
     blocks = list(row_blocks(grid, q.device.type))
     band = _window_band(grid, blocks[0].queries.stop, dtype, q.device)
+    grads = [torch.zeros(q.shape, dtype=dtype, device=q.device) for _ in range(3)]
+    is_kept = kept.numel() > 0
+    columns = _new_columns(grid, dtype, q.device) if is_kept else _column_scores(q, k, key_bias, grid, dtype, scale)
+    grad_columns = _column_products(grad, v, grid, dtype)
     for block in blocks:
         if block.is_fused:
             _rows_backward_fused(
                 block, grad, q, k, v, key_bias, band, grid, scale, out, lse, columns, grad_columns, grads
             )
+            continue
+        if is_kept:
+            probabilities, others = kept[block.samples, block.leads], block.of_columns(columns)
+            others.copy_(probabilities[..., probabilities.shape[-1] - others.shape[-1] :])
         else:
-            _rows_backward(block, grad, q, k, v, key_bias, band, grid, scale, columns, grad_columns, grads)
+            probabilities = _probabilities(block, q, k, key_bias, band, grid, scale, columns)
+        _rows_backward(block, grad, q, k, v, probabilities, grid, scale, grad_columns, grads)
     _add_column_outputs(grads[0], grad_columns, k, grid, dtype, factor=scale)
-    _add_column_outputs(grads[1], grad_columns, q, grid, dtype, factor=scale, transpose=True)
-    _add_column_outputs(grads[2], columns, grad, grid, dtype, transpose=True)
+    _add_to_column_keys(grads[1], grad_columns, q, grid, dtype, factor=scale)
+    _add_to_column_keys(grads[2], columns, grad, grid, dtype)
     if grid.num_global:
         _add_global_gradients(grad, q, k, v, key_bias, grid, scale, grads)
     return tuple(each.to(q.dtype) for each in grads)
@@ -494,8 +565,9 @@ def _attention(
     time_tolerance: int,
     lead_window: int | None,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return forward(q, k, v, key_mask, _grid(q, num_leads, num_global, time_tolerance, lead_window), scale)
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return forward(q, k, v, key_mask, _grid(q, num_leads, num_global, time_tolerance, lead_window), scale, keep)
 
 
 @torch.library.custom_op(f"{_NAMESPACE}::attention_backward", mutates_args=())
@@ -507,37 +579,43 @@ def _attention_backward(
     key_mask: torch.Tensor | None,
     out: torch.Tensor,
     lse: torch.Tensor,
+    kept: torch.Tensor,
     num_leads: int,
     num_global: int,
     time_tolerance: int,
     lead_window: int | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return backward(
-        grad, q, k, v, key_mask, out, lse, _grid(q, num_leads, num_global, time_tolerance, lead_window), scale
-    )
+    grid = _grid(q, num_leads, num_global, time_tolerance, lead_window)
+    return backward(grad, q, k, v, key_mask, out, lse, kept, grid, scale)
 
 
 @_attention.register_fake
-def _(q, k, v, key_mask, num_leads, num_global, time_tolerance, lead_window, scale):
-    lse = q.new_empty((*q.shape[:3], 1), dtype=_compute_dtype(q))
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+def _(q, k, v, key_mask, num_leads, num_global, time_tolerance, lead_window, scale, keep):
+    grid, dtype = _grid(q, num_leads, num_global, time_tolerance, lead_window), _compute_dtype(q)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return (
+        out,
+        q.new_empty((*q.shape[:3], 1), dtype=dtype),
+        q.new_empty(_kept_shape(grid, q.device.type, keep), dtype=dtype),
+    )
 
 
 @_attention_backward.register_fake
-def _(grad, q, k, v, key_mask, out, lse, num_leads, num_global, time_tolerance, lead_window, scale):
+def _(grad, q, k, v, key_mask, out, lse, kept, num_leads, num_global, time_tolerance, lead_window, scale):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
 def _save_for_backward(ctx, inputs, output):
-    q, k, v, key_mask, *ctx.settings = inputs
+    q, k, v, key_mask, *settings, _ = inputs
+    ctx.settings = settings
     ctx.save_for_backward(q, k, v, key_mask, *output)
+    ctx.mark_non_differentiable(*output[1:])
 
 
-def _backward(ctx, grad, _):
-    q, k, v, key_mask, out, lse = ctx.saved_tensors
-    grads = _attention_backward(grad, q, k, v, key_mask, out, lse, *ctx.settings)
-    return (*grads, *[None] * 6)
+def _backward(ctx, grad, *_):
+    grads = _attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.settings)
+    return (*grads, *[None] * 7)
 
 
 _attention.register_autograd(_backward, setup_context=_save_for_backward)
@@ -551,5 +629,12 @@ def sparse_attention(q, k, v, key_mask, *, num_leads, num_global, time_tolerance
         key_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): True = may be attended. A query without any key gets
             some finite output, which the caller sets to zero.
     """
-    out, _ = _attention(q, k, v, key_mask, num_leads, num_global, time_tolerance, lead_window, float(scale))
-    return out
+    settings = (num_leads, num_global, time_tolerance, lead_window)
+    is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    # an exported program may be called with any grid
+    keep = is_trained and not _is_symbolic(q) and keeps_probabilities(_grid(q, *settings), q.device.type)
+    return _attention(q, k, v, key_mask, *settings, float(scale), keep)[0]
+
+
+def _is_symbolic(x):
+    return any(isinstance(size, torch.SymInt) for size in x.shape)
