@@ -423,7 +423,8 @@ class EfficientCUDA:
         if bias is None:
             return None
         num_keys = key.shape[2]
-        bias = torch.nn.functional.pad(bias.to(query.dtype), (0, -num_keys % 16))[..., :num_keys]
+        least = torch.finfo(query.dtype).min / 2  # -1e30 is minus infinity in float16: NaN in a row without valid keys
+        bias = torch.nn.functional.pad(bias.clamp(min=least).to(query.dtype), (0, -num_keys % 16))[..., :num_keys]
         return bias.expand(*query.shape[:3], num_keys)
 
 

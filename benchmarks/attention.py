@@ -34,10 +34,12 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import torch
 import transformers
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from matplotlib import pyplot
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, BigBirdConfig, BigBirdModel, LongformerConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
@@ -59,9 +61,9 @@ logger = logging.getLogger("attention")
 HEAD_DIM = 64
 PASSES = ("forward", "both")  # both: forward and backward
 LARGEST_MASK = 4000  # tokens: a float mask of all pairs takes 64 MB there, 1.9 GB at 12x1800
-LARGEST_BLOCK_MASK = 22_000  # tokens: building FlexAttention's block mask takes a boolean for each pair
+LARGEST = 22_000  # tokens: what is run of the other methods
 BIG_BIRD_BLOCK = 64
-QUIET_LAYERS = 2  # of the equal layers of an encoder, the rest is extrapolated
+MEASURED_LAYERS = 2  # of the equal layers of an encoder, the rest is extrapolated
 NO_ATTENTION = "benchmark_no_attention"
 
 
@@ -129,21 +131,17 @@ GROWTH = {
     "12 leads, whole rows": [Case(12, patches) for patches in (300, 1800)],
 }
 CROSSOVER = [
-    (12, 5),
-    (12, 10),
-    (12, 15),
-    (12, 20),
-    (12, 30),
-    (6, 10),
-    (3, 10),
-    (2, 10),
-    (2, 30),
-    (2, 60),
-    (2, 120),
-    (2, 600),
+    Case(leads, patches, 8, tolerance=w, window=window)
+    for leads, lengths, window in (
+        (12, (5, 10, 15, 20, 30), None),
+        (6, (10,), None),
+        (3, (10,), None),
+        (2, (10, 30, 60, 120, 600), None),
+        (1, (60,), 5),
+    )
+    for patches in lengths
+    for w in (0, 1, 2)
 ]
-CROSSOVER = [Case(leads, patches, 8) for leads, patches in CROSSOVER] + [Case(1, 60, 8, window=5)]
-CROSSOVER = [replace(case, tolerance=w) for case in CROSSOVER for w in (0, 1, 2)]
 ERRORS = [Case(12, 60, 2), Case(12, 60, 2, tolerance=1), Case(12, 60, 2, is_padded=True), Case(12, 60, 2, num_global=1)]
 STEPS = [Case(12, 60, 4), Case(12, 300)]
 
@@ -279,9 +277,7 @@ def make_big_bird(case):
         hidden_size=case.heads * HEAD_DIM, num_attention_heads=case.heads, max_position_embeddings=tokens
     )
     with torch.device("meta"):
-        module = BigBirdBlockSparseAttention(
-            config, seed=0
-        ).train()  # in eval its random blocks are all the first block
+        module = BigBirdBlockSparseAttention(config, seed=0).train()  # in eval nothing is random
     blocked, band, from_mask, to_mask = BigBirdModel.create_masks_for_block_sparse_attn(
         torch.ones(case.batch, tokens), BIG_BIRD_BLOCK
     )
@@ -304,29 +300,51 @@ def make_flex(case):
             own_lead = own_lead & (distance <= case.window)
         return own_lead | (distance <= case.tolerance)
 
-    block_mask = create_block_mask(attends, None, None, case.tokens, case.tokens, device="cpu")
+    block_mask = _flex_block_mask(attends, case.tokens)
     compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda *qkv: compiled(*(x.detach().transpose(1, 2) for x in qkv), block_mask=block_mask).transpose(1, 2)
+
+    def flex(*qkv):
+        return compiled(*(x.detach().transpose(1, 2) for x in qkv), block_mask=block_mask).transpose(1, 2)
+
+    flex(*make_qkv(case))  # compiles
+    return flex
+
+
+def _flex_block_mask(attends, tokens, block=128):
+    """Return the `BlockMask` of a pattern; `create_block_mask` would hold integers for all pairs of tokens."""
+    keys = torch.arange(tokens)
+    some, every = [], []
+    for queries in keys.split(block):
+        pairs = attends(0, 0, queries[:, None], keys)
+        some.append([part.any() for part in pairs.split(block, 1)])
+        every.append([part.all() for part in pairs.split(block, 1)])
+    some, every = torch.tensor(some), torch.tensor(every)
+    blocks = []
+    for each in (some & ~every, every):  # to be masked inside, to be taken whole
+        blocks += [each.sum(-1).int(), each.int().argsort(dim=-1, descending=True, stable=True).int()]
+    return BlockMask.from_kv_blocks(
+        *(x[None, None] for x in blocks), BLOCK_SIZE=block, mask_mod=attends, seq_lengths=(tokens, tokens)
+    )
 
 
 def _no_flex(case):
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         return "needs a C++ compiler"
-    if case.tokens > LARGEST_BLOCK_MASK:
-        return "its block mask is built from a boolean for each pair of tokens"
+    if case.tokens > LARGEST:
+        return "left out to save time: its block mask looks at each pair of tokens once"
     return "left out to save time: like the plain case" if case.is_padded or case.num_global else None
 
 
 def _no_longformer(case):
     if case.window is None:
         return "has no attention without a window (and no columns: where there is one, it computes the rows alone)"
-    return "left out to save time and memory" if case.tokens > LARGEST_BLOCK_MASK else None
+    return "left out to save time and memory" if case.tokens > LARGEST else None
 
 
 def _no_big_bird(case):
     if case.tokens < 11 * BIG_BIRD_BLOCK:
         return "needs 11 blocks of 64 tokens"
-    if case.num_global or case.tokens > LARGEST_BLOCK_MASK:
+    if case.num_global or case.tokens > LARGEST:
         return "left out to save time: its random pattern is another one anyway"
     return None
 
@@ -336,7 +354,7 @@ def _no_mask(case):
 
 
 def _no_dense(case):
-    return "hours, by the square of the tokens" if case.tokens > LARGEST_BLOCK_MASK else None
+    return "hours, by the square of the tokens" if case.tokens > LARGEST else None
 
 
 def _no_routed(case):
@@ -551,15 +569,14 @@ def measure_step(case, seconds):
 
     Two of the twelve equal layers are measured and scaled; the plan (mask) of a pass is timed apart and counts once.
     """
-    config = AnyECGConfig.from_preset("base", num_hidden_layers=QUIET_LAYERS)
-    scale = AnyECGConfig.from_preset("base").num_hidden_layers / QUIET_LAYERS
+    scale = AnyECGConfig.from_preset("base").num_hidden_layers / MEASURED_LAYERS
     implementations = (IMPLEMENTATION, "sdpa", NO_ATTENTION)
     plans = {
         name: partial(make_plan, case.token_mask(), case.config, implementation=name, dtype=torch.float32)
         for name in implementations[:2]
     }
     plan_times = run_in_turns(plans, seconds / 10)
-    steps = {name: _make_step(case, config, name, plans.get(name, plans[IMPLEMENTATION])()) for name in implementations}
+    steps = {name: _make_step(case, name, plans.get(name, plans[IMPLEMENTATION])()) for name in implementations}
     times = run_in_turns(steps, seconds)
     return {
         name: times[name]["median"] * scale + (plan_times[name]["median"] if name in plans else 0)
@@ -567,10 +584,10 @@ def measure_step(case, seconds):
     } | {"route": _route(case), "runs": times[IMPLEMENTATION]["runs"]}
 
 
-def _make_step(case, config, implementation, plan):
+def _make_step(case, implementation, plan):
     torch.manual_seed(0)
-    config = AnyECGConfig(**{**config.to_dict(), "attn_implementation": implementation})
-    encoder = AnyECGEncoder(config, config.num_hidden_layers).train()
+    config = AnyECGConfig.from_preset("base", attn_implementation=implementation)
+    encoder = AnyECGEncoder(config, MEASURED_LAYERS).train()
     optimizer = torch.optim.AdamW(encoder.layers.parameters())
     embeddings = torch.randn(case.batch, case.tokens, config.hidden_size)
 
@@ -819,11 +836,6 @@ LINES = {  # (method, pattern or None = the only one): colour
 
 def plot(results, path):
     """Draw time of forward and backward against tokens, a panel for each number of leads."""
-    import matplotlib  # noqa: PLC0415 (an extra: only the picture needs it)
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     for leads, panel in zip((12, 2), panels):
         for (method, pattern), colour in LINES.items():
@@ -833,8 +845,10 @@ def plot(results, path):
                 panel.loglog(*zip(*points), marker="o", color=colour, label=label)
         panel.set(title=f"{leads} leads", xlabel="tokens of a record (leads x patches)")
         panel.grid(alpha=0.3, which="both")
-        panel.legend(fontsize=8)
     _plot_extrapolated(results, panels[1])
+    for panel in panels:
+        if panel.lines:
+            panel.legend(fontsize=8)
     panels[0].set_ylabel("forward and backward, ms per record and head")
     figure.savefig(path, dpi=120)
 
@@ -855,7 +869,6 @@ def _plot_extrapolated(results, panel):
         start = find_row(results, "time", "2x7200 B1", "dense", "all pairs")
         ends = start["both"]["median"], seconds
         panel.loglog([14400, 172800], [1e3 * s / 8 for s in ends], "k:", label="dense, extrapolated")
-        panel.legend(fontsize=8)
 
 
 # Command
@@ -944,6 +957,7 @@ def main():
     if args.profile:
         profile(args.profile)
         return
+    matplotlib.use("Agg")
     out = args.out or Path("outputs" if args.quick else "benchmarks/results")
     out.mkdir(parents=True, exist_ok=True)
     results = run_jobs(args, out / "attention.json")

@@ -1,5 +1,6 @@
 """The operator of the sparse route against a masked softmax over all pairs in float64, written here a second time."""
 
+import functools
 import importlib.util
 import sys
 from typing import NamedTuple
@@ -15,7 +16,17 @@ from torch.utils._pytree import tree_leaves
 
 from anyecg_hf import cardio_sparse_kernels as kernels
 
-ROWS_BY = {"products": {"_CPU_FUSED_FROM": 10**9}, "the fused kernel": {"_CPU_FUSED_FROM": 1}}
+
+def keeps_whenever_it_can(grid, device_type):
+    block = next(kernels.row_blocks(grid, device_type))
+    return not block.is_fused and block.queries.stop == grid.num_patches
+
+
+ROWS_BY = {
+    "products": {"_CPU_FUSED_FROM": 10**9, "keeps_probabilities": lambda *_: False},
+    "products that are kept": {"_CPU_FUSED_FROM": 10**9, "keeps_probabilities": keeps_whenever_it_can},
+    "the fused kernel": {"_CPU_FUSED_FROM": 1},
+}
 BLOCKS = {
     "usual": {},
     "middle": {"_CPU_BLOCK": 6000, "_WINDOW_QUERIES": 16, "_FUSED_TOKENS": 200, "_FEW_LEADS": 4},
@@ -87,7 +98,7 @@ class Case(NamedTuple):
 
 
 @st.composite
-def cases(draw, most_tokens=450):
+def cases(draw, most_tokens=320):
     num_patches = draw(st.sampled_from([1, 2, 3, 17, 150]) | st.integers(1, 150))
     return Case(
         num_leads=draw(st.integers(1, min(15, max(1, most_tokens // num_patches)))),
@@ -183,7 +194,7 @@ def engine(rows, blocks, constants):
 @in_blocks
 @rows_by
 def test_values_and_gradients_are_those_of_the_definition(engine):
-    @settings(max_examples=50, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(cases())
     def check(case):
         assert_as_defined(case)
@@ -352,21 +363,17 @@ def test_each_query_is_in_one_block_whose_keys_hold_its_window(engine, device):
     check()
 
 
-@pytest.mark.parametrize("step", [-3, -1, 0, 1, 3])
 @in_blocks
-def test_each_column_pair_is_in_one_block(blocks, constants, step):
+def test_each_column_is_in_one_block_where_it_has_keys(blocks, constants):
     constants(BLOCKS[blocks])
 
-    @settings(max_examples=20, deadline=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(cases())
     def check(case):
         seen = np.zeros((case.batch_size, case.num_patches), dtype=int)
-        for samples, times, key_times in kernels.column_blocks(case.grid, "cpu", step):
-            assert (key_times.start, key_times.stop) == (times.start + step, times.stop + step)
-            assert 0 <= key_times.start < key_times.stop <= case.num_patches
+        for samples, times in kernels.column_blocks(case.grid, "cpu"):
             seen[samples, times] += 1
-        inside = [0 <= time + step < case.num_patches for time in range(case.num_patches)]
-        assert (seen == inside).all()
+        assert (seen == (0 if case.num_leads == 1 and case.grid.has_rows else 1)).all()
 
     check()
 
@@ -384,13 +391,13 @@ class Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         inside = {
             kernels._attention._opoverload: (kernels.forward, 4),
-            kernels._attention_backward._opoverload: (kernels.backward, 7),
+            kernels._attention_backward._opoverload: (kernels.backward, 8),
         }
         if func in inside:
             function, num_tensors = inside[func]
-            grid = kernels._grid(args[1], *args[num_tensors:-1])
+            pattern, others = args[num_tensors : num_tensors + 4], args[num_tensors + 4 :]
             with self:
-                return function(*args[:num_tensors], grid, args[-1])
+                return function(*args[:num_tensors], kernels._grid(args[1], *pattern), *others)
         result = func(*args, **(kwargs or {}))
         sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         self.largest = max([self.largest, *sizes])
@@ -418,7 +425,8 @@ LONG = [
 @rows_by
 def test_no_tensor_of_the_sparse_route_holds_all_pairs(case, engine):
     operator = lambda q, k, v: kernels.sparse_attention(q, k, v, case.key_mask(), **case.settings)  # noqa: E731
-    assert case.num_tokens * 10 < largest_tensor(operator, *case.inputs(torch.float32)) < case.num_tokens**2
+    inputs = case.inputs(torch.float32)
+    assert inputs[0].numel() <= largest_tensor(operator, *inputs) < case.num_tokens**2
 
 
 def test_the_dense_route_does_hold_all_pairs():
@@ -438,8 +446,9 @@ def test_row_scores_never_exceed_the_size_of_a_block(case, constants):
     constants(ROWS_BY["products"], {"_CPU_BLOCK": 20_000})
     operator = lambda q, k, v: kernels.sparse_attention(q, k, v, case.key_mask(), **case.settings)  # noqa: E731
     of_columns = (2 * case.time_tolerance + 1) * case.num_tokens * case.num_heads * case.num_leads
+    of_block = 20_000 * (1 + case.num_global / case.num_patches)
     of_tokens = (case.num_tokens + case.num_leads * case.num_global) * case.num_heads * case.head_dim
-    assert largest_tensor(operator, *case.inputs(torch.float32)) <= max(of_columns, of_tokens, 20_000)
+    assert largest_tensor(operator, *case.inputs(torch.float32)) <= max(of_columns, of_tokens, of_block)
 
 
 @rows_by
@@ -453,6 +462,29 @@ def test_memory_grows_with_the_length_and_not_with_its_square(engine):
     assert largest[1] <= 2.1 * largest[0]
 
 
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(cases(), st.sampled_from([4, 16, 64, 128]))
+def test_kept_probabilities_take_at_most_twice_the_memory_of_q(case, head_dim):
+    case = case._replace(head_dim=head_dim)
+    if kernels.keeps_probabilities(case.grid, "cpu"):
+        q = case.inputs(torch.float32)[0]
+        kept = kernels.forward(q, q, q, None, case.grid, 1.0, True)[2]
+        assert 0 < kept.numel() <= 2 * (case.grid.tokens(q)).numel()
+
+
+@pytest.mark.parametrize("way", ["no_grad", "inference_mode", "nobody wants a gradient"])
+def test_nothing_is_kept_where_no_gradient_is_wanted(way, monkeypatch):
+    case, kept = Case(12, 60, head_dim=64), []
+    assert kernels.keeps_probabilities(case.grid, "cpu")
+    forward = kernels.forward
+    monkeypatch.setattr(kernels, "forward", lambda *args: kept.append(args[-1]) or forward(*args))
+    q, k, v, _ = case.inputs(torch.float32)
+    with {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(way, torch.enable_grad)():
+        kernels.sparse_attention(q.requires_grad_(way == "no_grad"), k, v, None, **case.settings)
+    kernels.sparse_attention(q.clone().requires_grad_(), k, v, None, **case.settings)
+    assert kept == [False, True]
+
+
 # The operator
 
 
@@ -460,14 +492,17 @@ def test_memory_grows_with_the_length_and_not_with_its_square(engine):
 @pytest.mark.parametrize("blocks", ["usual"])
 @pytest.mark.parametrize("case", [Case(2, 3), Case(2, 5, 1, 1, 2, "some")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_operator_passes_the_checks_of_torch(case, engine, dtype):
+def test_the_operator_passes_the_checks_of_torch(case, rows, engine, dtype):
     qkv = [x.requires_grad_() for x in case.inputs(dtype)[:3]]
-    options = case.settings
-    tolerances = {"atol": 1e-6, "rtol": 1e-5}
-    torch.library.opcheck(kernels._attention, (*qkv, case.key_mask(), *options.values()), **tolerances)
-    out, lse = kernels._attention(*(x.detach() for x in qkv), case.key_mask(), *options.values())
-    arguments = (torch.ones_like(out), *(x.detach() for x in qkv), case.key_mask(), out, lse, *options.values())
-    torch.library.opcheck(kernels._attention_backward, arguments)
+    options, tolerances = [*case.settings.values()], {"atol": 1e-6, "rtol": 1e-5}
+    keep = kernels.keeps_probabilities(case.grid, "cpu")
+    assert keep == (rows == "products that are kept")
+    torch.library.opcheck(kernels._attention, (*qkv, case.key_mask(), *options, keep), **tolerances)
+    qkv = [x.detach() for x in qkv]
+    saved = kernels._attention(*qkv, case.key_mask(), *options, keep)
+    torch.library.opcheck(
+        kernels._attention_backward, (torch.ones_like(saved[0]), *qkv, case.key_mask(), *saved, *options)
+    )
 
 
 def test_two_copies_of_the_code_in_one_process_have_operators_of_their_own(monkeypatch):
@@ -576,7 +611,8 @@ def stand_in_for_cuda(monkeypatch):
     monkeypatch.setattr(aten, "_scaled_dot_product_efficient_attention_backward", backward)
     monkeypatch.setitem(kernels.FUSED, "cpu", kernels.EfficientCUDA)
     for name in ("row_blocks", "column_blocks"):
-        as_on_cuda = lambda grid, _, *step, function=getattr(kernels, name): function(grid, "cuda", *step)  # noqa: E731
+        blocks = getattr(kernels, name)
+        as_on_cuda = functools.partial(lambda function, grid, _, *step: function(grid, "cuda", *step), blocks)
         monkeypatch.setattr(kernels, name, as_on_cuda)
     return calls
 
@@ -586,7 +622,9 @@ def test_the_kernel_of_cuda_gives_values_and_gradients_of_the_definition(stand_i
     @settings(max_examples=30, deadline=None, derandomize=True)
     @given(cases(most_tokens=200))
     def check(case):
-        assert_as_defined(case, dtype, tolerance=4e-2 if dtype == torch.bfloat16 else None)  # the parts are bfloat16 too
+        assert_as_defined(
+            case, dtype, tolerance=4e-2 if dtype == torch.bfloat16 else None
+        )  # the parts are bfloat16 too
 
     check()
 
@@ -597,11 +635,6 @@ def test_the_kernel_of_cuda_takes_the_rows_of_every_grid(case, stand_in_for_cuda
     assert stand_in_for_cuda["forward"] >= 1 and stand_in_for_cuda["forward"] == stand_in_for_cuda["backward"]
 
 
-NOT_YET = pytest.mark.xfail(reason="-1e30 is minus infinity in float16: a row without any valid key becomes NaN")
-
-
-@pytest.mark.parametrize(
-    "masked", ["nothing", "some", pytest.param("leads", marks=NOT_YET), pytest.param("a record", marks=NOT_YET)]
-)
+@pytest.mark.parametrize("masked", ["nothing", "some", "leads", "a record"])
 def test_the_kernel_of_cuda_in_float16_is_finite_where_a_whole_lead_is_absent(masked, stand_in_for_cuda):
     assert_as_defined(Case(3, 9, 0, 1, 4, masked), torch.float16)

@@ -47,7 +47,7 @@ TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # float32: same numbers, other order o
 
 every_class = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_head = pytest.mark.parametrize("case", HEADS, ids=lambda case: case.name)
-every_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
+every_attention = pytest.mark.parametrize("attention", ["eager", "sdpa", "cardio_sparse"])
 every_backbone = pytest.mark.parametrize("case", [BACKBONE, *HEADS], ids=lambda case: case.name)
 
 
@@ -424,8 +424,13 @@ def test_the_attention_implementation_can_be_changed_later(case):
 
 
 @every_class
-def test_sdpa_is_the_default(case):
-    assert case.model_class(make_config(case)).config._attn_implementation == "sdpa"
+def test_cardio_sparse_is_the_default_and_stays_so_when_saved_and_loaded(case, tmp_path):
+    model = make_model(case)
+    assert model.config._attn_implementation == "cardio_sparse"
+    model.save_pretrained(tmp_path)
+    assert case.model_class.from_pretrained(tmp_path).config._attn_implementation == "cardio_sparse"
+    explicit = case.model_class.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert explicit.config._attn_implementation == "sdpa"
 
 
 @every_class

@@ -130,6 +130,8 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.sparse_attention_config = _as_sparse_attention_config(self.sparse_attention_config)
         super().__post_init__(**kwargs)
+        if self._attn_implementation is None:
+            self._attn_implementation = "cardio_sparse"  # the library would take "sdpa", and does not store the choice
 
     @property
     def intermediate_size(self) -> int:
@@ -250,6 +252,8 @@ class AnyECGQuantizerConfig(_PresetMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.sparse_attention_config = _as_sparse_attention_config(self.sparse_attention_config)
         super().__post_init__(**kwargs)
+        if self._attn_implementation is None:
+            self._attn_implementation = "cardio_sparse"  # the library would take "sdpa", and does not store the choice
 
     @property
     def intermediate_size(self) -> int:

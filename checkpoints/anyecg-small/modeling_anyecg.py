@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
 
-from .cardio_sparse_attention import cardio_sparse_mask
+from .cardio_sparse_attention import IMPLEMENTATION, cardio_sparse_attention_forward, make_plan
 from .checkpoint_code import SavesItsCode
 from .configuration_anyecg import AnyECGConfig
 from .modeling_outputs_anyecg import AnyECGMaskedCodeOutput, AnyECGModelOutput
@@ -146,7 +146,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class AnyECGAttention(nn.Module):
-    """Multi-head attention with normalised queries and keys; the pattern comes in as `attention_mask`."""
+    """Multi-head attention with normalised queries and keys; the pattern comes in as a `CardioSparsePlan`."""
 
     def __init__(self, config):
         super().__init__()
@@ -161,7 +161,7 @@ class AnyECGAttention(nn.Module):
         self.key_norm = nn.LayerNorm(self.head_dim, eps=config.layer_norm_eps)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states, attention_mask):
+    def forward(self, hidden_states, plan):
         """Return `(states (B, N, D), weights or None)` for `hidden_states` (B, N, D)."""
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.query_norm(self.query(hidden_states).view(heads)).transpose(1, 2)  # (B, heads, N, head_dim)
@@ -170,15 +170,20 @@ class AnyECGAttention(nn.Module):
         attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if self.config._attn_implementation == IMPLEMENTATION:  # not another version's, which a checkpoint registered
+            attention_interface = cardio_sparse_attention_forward
         attended, weights = attention_interface(
             self,
             query,
             key,
             value,
-            attention_mask,
+            plan.mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            plan=plan,
         )
+        if plan.empty_queries is not None:
+            attended = attended.masked_fill(plan.empty_queries[..., None, None], 0)
         return self.output(attended.reshape(hidden_states.shape)), weights
 
 
@@ -206,8 +211,8 @@ class AnyECGLayer(GradientCheckpointingLayer):
         self.mlp_scale = nn.Parameter(torch.full((config.hidden_size,), float(config.layer_scale_init)))
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(self, hidden_states, attention_mask):
-        attended, weights = self.attention(self.attention_norm(hidden_states), attention_mask)
+    def forward(self, hidden_states, plan):
+        attended, weights = self.attention(self.attention_norm(hidden_states), plan)
         hidden_states = hidden_states + self.dropout(attended * self.attention_scale)
         hidden_states = hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)) * self.mlp_scale)
         return hidden_states, weights
@@ -231,15 +236,16 @@ class AnyECGEncoder(nn.Module):
             hidden_states = torch.cat(
                 [self.global_tokens.expand(len(grid), -1, -1).to(grid.dtype), hidden_states], dim=1
             )
-        mask = cardio_sparse_mask(
+        plan = make_plan(
             token_mask,
             self.config.sparse_attention_config,
             implementation=self.config._attn_implementation,
             dtype=hidden_states.dtype,
+            dropout=self.config.attention_dropout if self.training else 0.0,
         )
         all_states, all_weights = [grid], []
         for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, mask)
+            hidden_states, weights = layer(hidden_states, plan)
             all_states.append(self._as_grid(hidden_states, grid))
             all_weights.append(weights)
         hidden_states = self.norm(hidden_states)
