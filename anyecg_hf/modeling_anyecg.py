@@ -140,7 +140,8 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    exact_enough = torch.promote_types(scores.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=exact_enough).to(query.dtype)
     dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2), weights
 
@@ -234,7 +235,7 @@ class AnyECGEncoder(nn.Module):
         hidden_states = grid.flatten(1, 2)  # (B, L * P, D)
         if self.num_global:
             hidden_states = torch.cat(
-                [self.global_tokens.expand(len(grid), -1, -1).to(grid.dtype), hidden_states], dim=1
+                [self.global_tokens.expand(grid.shape[0], -1, -1).to(grid.dtype), hidden_states], dim=1
             )
         plan = make_plan(
             token_mask,

@@ -10,7 +10,7 @@ Source: AnyECG, Cardio-Sparse Attention: softmax((Q K^T + M) / sqrt(d)) V with M
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import max_pool2d, pad, scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -107,8 +107,10 @@ def _any_within(valid, reach):
     num_patches = valid.shape[-1]
     if reach is None or not isinstance(num_patches, torch.SymInt) and reach >= num_patches:
         return valid.any(-1, keepdim=True).expand(valid.shape)
-    # over (rows, P): max_pool1d would fix the number of patches of an exported model
-    return max_pool2d(valid.float(), (1, 2 * reach + 1), stride=1, padding=(0, reach)) > 0
+    # running counts: a max pooling would fix the sizes of an exported model
+    patches = torch.arange(num_patches, device=valid.device)
+    counts = pad(valid.cumsum(-1), (1, 0))  # (B, rows, P + 1): valid tokens before each patch
+    return counts[..., (patches + reach + 1).clamp(max=num_patches)] > counts[..., (patches - reach).clamp(min=0)]
 
 
 def _key_mask(token_mask, sparse_attention_config):
