@@ -170,13 +170,12 @@ def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
     else:
         if window is not None and num_patches > 2 * window + _WINDOW_QUERIES:
             step = _WINDOW_QUERIES
-        num_keys = num_patches if step == num_patches else step + 2 * window
-        if device_type == "cpu":
-            capacity = _LONG_TOKENS // num_keys
-        elif row_kernel(device_type) is Products:
+        num_keys = grid.num_global + (num_patches if step == num_patches else step + 2 * window)
+        if row_kernel(device_type) is Products:
+            step = min(step, max(most // (grid.num_heads * num_keys), 1))
             capacity = most // (grid.num_heads * step * num_keys)
         else:
-            capacity = grid.batch_size * grid.num_leads
+            capacity = _LONG_TOKENS // num_keys if device_type == "cpu" else grid.batch_size * grid.num_leads
     for samples, leads in _chunks(grid.batch_size, grid.num_leads, capacity):
         for start in range(0, num_patches, step):
             stop = min(start + step, num_patches)
@@ -486,7 +485,7 @@ def forward(q, k, v, key_mask, grid: Grid, scale: float, keep: bool = False):
     """
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
-    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.zeros((*q.shape[:3], 1), dtype=dtype, device=q.device)
     kept = torch.empty(_kept_shapes(grid, q.device.type, keep)[1], dtype=dtype, device=q.device)
     columns = _column_scores(q, k, key_bias, grid, dtype, scale)

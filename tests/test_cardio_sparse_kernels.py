@@ -16,21 +16,15 @@ from torch.utils._pytree import tree_leaves
 
 from anyecg_hf import cardio_sparse_kernels as kernels
 
-
-def keeps_whenever_it_can(grid, device_type):
-    block = next(kernels.row_blocks(grid, device_type))
-    return not block.is_fused and block.queries.stop == grid.num_patches
-
-
 ROWS_BY = {
-    "products": {"_CPU_FUSED_FROM": 10**9, "keeps_probabilities": lambda *_: False},
-    "products that are kept": {"_CPU_FUSED_FROM": 10**9, "keeps_probabilities": keeps_whenever_it_can},
-    "the fused kernel": {"_CPU_FUSED_FROM": 1},
+    "joint softmax": {"_MOST_SHORT_KEYS": 10**9},
+    "the kernel of the CPU": {"_MOST_SHORT_KEYS": 0},
+    "the kernel of any device": {"_MOST_SHORT_KEYS": 0, "row_kernel": lambda _: kernels.Products},
 }
 BLOCKS = {
     "usual": {},
-    "middle": {"_CPU_BLOCK": 6000, "_WINDOW_QUERIES": 16, "_FUSED_TOKENS": 200, "_FEW_LEADS": 4},
-    "small": {"_CPU_BLOCK": 500, "_WINDOW_QUERIES": 5, "_FUSED_TOKENS": 8, "_FEW_LEADS": 0},
+    "middle": {"_CPU_BLOCK": 6000, "_WINDOW_QUERIES": 16, "_LONG_TOKENS": 200, "_FEW_LEADS": 4, "_SUMMED_TOKENS": 50},
+    "small": {"_CPU_BLOCK": 500, "_WINDOW_QUERIES": 5, "_LONG_TOKENS": 8, "_FEW_LEADS": 0, "_SUMMED_TOKENS": 3},
 }
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -357,7 +351,8 @@ def test_each_query_is_in_one_block_whose_keys_hold_its_window(engine, device):
                 assert block.keys.start <= max(0, block.queries.start - reach)
                 assert block.keys.stop >= min(case.num_patches, block.queries.stop + reach)
             else:
-                assert block.keys == slice(0, 0) and not block.is_fused  # the fused kernel does not survive zero keys
+                assert block.keys == slice(0, 0)
+                assert kernels.has_short_rows(grid, device)  # the kernel of the CPU does not survive zero keys
         assert (seen == 1).all()
 
     check()
@@ -391,7 +386,7 @@ class Sizes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         inside = {
             kernels._attention._opoverload: (kernels.forward, 4),
-            kernels._attention_backward._opoverload: (kernels.backward, 8),
+            kernels._attention_backward._opoverload: (kernels.backward, 9),
         }
         if func in inside:
             function, num_tensors = inside[func]
@@ -443,12 +438,12 @@ def test_the_dense_route_does_hold_all_pairs():
 
 @pytest.mark.parametrize("case", LONG, ids=str)
 def test_row_scores_never_exceed_the_size_of_a_block(case, constants):
-    constants(ROWS_BY["products"], {"_CPU_BLOCK": 20_000})
+    constants(ROWS_BY["the kernel of any device"], {"_CPU_BLOCK": 20_000})
     operator = lambda q, k, v: kernels.sparse_attention(q, k, v, case.key_mask(), **case.settings)  # noqa: E731
     of_columns = (2 * case.time_tolerance + 1) * case.num_tokens * case.num_heads * case.num_leads
-    of_block = 20_000 * (1 + case.num_global / case.num_patches)
+
     of_tokens = (case.num_tokens + case.num_leads * case.num_global) * case.num_heads * case.head_dim
-    assert largest_tensor(operator, *case.inputs(torch.float32)) <= max(of_columns, of_tokens, of_block)
+    assert largest_tensor(operator, *case.inputs(torch.float32)) <= max(of_columns, of_tokens, 20_000)
 
 
 @rows_by
@@ -463,19 +458,19 @@ def test_memory_grows_with_the_length_and_not_with_its_square(engine):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(cases(), st.sampled_from([4, 16, 64, 128]))
-def test_kept_probabilities_take_at_most_twice_the_memory_of_q(case, head_dim):
-    case = case._replace(head_dim=head_dim)
-    if kernels.keeps_probabilities(case.grid, "cpu"):
-        q = case.inputs(torch.float32)[0]
-        kept = kernels.forward(q, q, q, None, case.grid, 1.0, True)[2]
-        assert 0 < kept.numel() <= 2 * (case.grid.tokens(q)).numel()
+@given(cases())
+def test_kept_probabilities_take_at_most_128_numbers_a_query_and_head(case):
+    q = case.inputs(torch.float32)[0]
+    columns, rows = kernels.forward(q, q, q, None, case.grid, 1.0, True)[2:]
+    queries = case.num_tokens * case.batch_size * case.num_heads
+    num_others = (2 * case.time_tolerance + 1) * case.num_leads
+    assert columns.numel() <= num_others * queries
+    assert rows.numel() <= (128 if case.grid.has_rows else num_others + case.num_global) * queries
 
 
 @pytest.mark.parametrize("way", ["no_grad", "inference_mode", "nobody wants a gradient"])
 def test_nothing_is_kept_where_no_gradient_is_wanted(way, monkeypatch):
     case, kept = Case(12, 60, head_dim=64), []
-    assert kernels.keeps_probabilities(case.grid, "cpu")
     forward = kernels.forward
     monkeypatch.setattr(kernels, "forward", lambda *args: kept.append(args[-1]) or forward(*args))
     q, k, v, _ = case.inputs(torch.float32)
@@ -492,17 +487,36 @@ def test_nothing_is_kept_where_no_gradient_is_wanted(way, monkeypatch):
 @pytest.mark.parametrize("blocks", ["usual"])
 @pytest.mark.parametrize("case", [Case(2, 3), Case(2, 5, 1, 1, 2, "some")], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_operator_passes_the_checks_of_torch(case, rows, engine, dtype):
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_operator_passes_the_checks_of_torch(case, engine, dtype, keep):
     qkv = [x.requires_grad_() for x in case.inputs(dtype)[:3]]
     options, tolerances = [*case.settings.values()], {"atol": 1e-6, "rtol": 1e-5}
-    keep = kernels.keeps_probabilities(case.grid, "cpu")
-    assert keep == (rows == "products that are kept")
     torch.library.opcheck(kernels._attention, (*qkv, case.key_mask(), *options, keep), **tolerances)
     qkv = [x.detach() for x in qkv]
     saved = kernels._attention(*qkv, case.key_mask(), *options, keep)
     torch.library.opcheck(
         kernels._attention_backward, (torch.ones_like(saved[0]), *qkv, case.key_mask(), *saved, *options)
     )
+
+
+@in_blocks
+@rows_by
+def test_a_backward_pass_for_which_nothing_was_kept_gives_the_same(engine):
+    """So it is in a model that is exported or compiled for any size."""
+
+    @settings(max_examples=20, deadline=None, derandomize=True)
+    @given(cases())
+    def check(case):
+        q, k, v, grad = case.inputs()
+        expected, found = (
+            kernels.backward(grad, q, k, v, key_mask, *saved, case.grid, 1.0)
+            for key_mask in [case.key_mask()]
+            for saved in (kernels.forward(q, k, v, key_mask, case.grid, 1.0, keep) for keep in (True, False))
+        )
+        for mine, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, right, atol=1e-12, rtol=0)
+
+    check()
 
 
 def test_two_copies_of_the_code_in_one_process_have_operators_of_their_own(monkeypatch):
@@ -609,8 +623,8 @@ def stand_in_for_cuda(monkeypatch):
     forward, backward = counted("forward", efficient_attention), counted("backward", efficient_attention_backward)
     monkeypatch.setattr(aten, "_scaled_dot_product_efficient_attention", forward)
     monkeypatch.setattr(aten, "_scaled_dot_product_efficient_attention_backward", backward)
-    monkeypatch.setitem(kernels.FUSED, "cpu", kernels.EfficientCUDA)
-    for name in ("row_blocks", "column_blocks"):
+    monkeypatch.setattr(kernels, "row_kernel", lambda _: kernels.EfficientCUDA)
+    for name in ("row_blocks", "column_blocks", "has_short_rows"):
         blocks = getattr(kernels, name)
         as_on_cuda = functools.partial(lambda function, grid, _, *step: function(grid, "cuda", *step), blocks)
         monkeypatch.setattr(kernels, name, as_on_cuda)

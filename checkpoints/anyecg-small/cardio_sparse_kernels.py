@@ -5,17 +5,18 @@ The keys of a query are split into two disjoint parts, so that none counts twice
     row      the global tokens, and its own lead within the window
     columns  the other leads, at `2 w + 1` steps in time; the own lead too where the window does not reach beyond `w`
 
-The scores of the columns are few (`(2 w + 1) L` a query), and are kept for the whole grid. Rows come in blocks that fit
-the cache; the softmax of a block runs over both parts at once. So a pass has three phases:
+The scores of the columns are few, `(2 w + 1) L` a query, and are kept for the whole grid. A forward pass has three phases:
 
-    1. scores of the columns        2. row blocks: joint softmax, output of the row        3. output of the columns
+    1. scores of the columns        2. rows, block by block        3. output of the columns
 
-The backward pass has the same three phases and recomputes the scores. Where a row is long, the fused kernel of the device
-takes the row, and the parts are merged by their log-sum-exp z, with o_i and z_i of each part:
+Short rows take the softmax of a query over both parts at once, and keep its probabilities for the backward pass. Long rows
+are left to a kernel that does not store their scores; the parts are merged by their log-sum-exp z_i and outputs o_i:
 
-    z = log(sum_i exp(z_i)),  o = sum_i exp(z_i - z) o_i;   backward: P_i = exp(s_i - z), dS_i = P_i (dO V_i^T - rowsum(dO o))
+    z = log(sum_i exp(z_i)),  o = sum_i exp(z_i - z) o_i
 
-which a fused backward computes by itself if it is given the merged o and z (as in FlashAttention).
+The backward pass treats the parts one after the other, each by itself: with P = exp(s - z) the share that its keys have of
+the whole probability, dS = P (dO V^T - rowsum(dO o)). This is what the backward of a flash kernel computes if it is given
+the merged o and z.
 """
 
 import itertools
@@ -26,12 +27,13 @@ from typing import NamedTuple
 import torch
 
 MASKED = -1e30  # a masked score; finite, so that no part is NaN where all its keys are masked
-_CPU_BLOCK = 2**19  # scores of a row block on a CPU: 2 MB in float32, about what two cores keep in their caches
+_CPU_BLOCK = 2**19  # numbers of a block on a CPU: 2 MB in float32, about what two cores keep in their caches
 _GPU_BLOCK = 2**28
-_CPU_FUSED_FROM = 128  # keys of a row from which the fused CPU kernel beats products with scores in the cache
+_MOST_SHORT_KEYS = 128  # up to which products with a joint softmax beat the kernel of long rows on a CPU
 _WINDOW_QUERIES = 64  # queries that share the keys of one window: 32 to 64 were equal, 128 slower
+_LONG_TOKENS = 2**11  # tokens whose rows one call of a CPU kernel takes: bounds its temporary gradients
+_SUMMED_TOKENS = 2**9
 _FEW_LEADS = 2  # up to which the batched product is slower than adding lead by lead
-_FUSED_TOKENS = 2**12  # tokens whose rows one call of the fused CPU kernel takes: bounds its temporary gradients
 
 
 class Grid(NamedTuple):
@@ -86,7 +88,6 @@ class RowBlock(NamedTuple):
     leads: slice
     queries: slice
     keys: slice
-    is_fused: bool
 
     def rows(self, x, grid, times):
         """Return a view `(samples, leads, H, times, D)` of `x` (B, N, H, D)."""
@@ -100,11 +101,17 @@ class RowBlock(NamedTuple):
         shared = x[self.samples, None, : grid.num_global].transpose(2, 3).to(dtype)
         return torch.cat([shared.expand(-1, own.shape[1], -1, -1, -1), own], dim=3)
 
-    def add_to_keys(self, x, grid, value):
-        """Add `value` (samples, leads, H, G + keys, D) to the keys of `x`."""
+    def is_whole(self, grid):
+        """Whether its keys are those of no other block."""
+        everything = slice(0, grid.num_patches)
+        return not grid.num_global and self.queries == self.keys == everything
+
+    def put_keys(self, x, grid, value):
+        """Add `value` (samples, leads, H, G + keys, D) to the keys of `x`, or write it where nothing else goes there."""
         if grid.num_global:
             x[self.samples, : grid.num_global].add_(value[:, :, :, : grid.num_global].sum(1).transpose(1, 2))
-        self.rows(x, grid, self.keys).add_(value[:, :, :, grid.num_global :])
+        target, value = self.rows(x, grid, self.keys), value[:, :, :, grid.num_global :]
+        target.copy_(value) if self.is_whole(grid) else target.add_(value)
 
     def of_columns(self, columns):
         """Return a view `(samples, leads, H, queries, steps * L)` of what the columns hold, `(B, P, H, L, steps * L)`."""
@@ -144,31 +151,41 @@ def _even_parts(length, most):
     return zip(edges, edges[1:])
 
 
+def has_short_rows(grid: Grid, device_type: str) -> bool:
+    """Whether the rows are short enough for products with a joint softmax, or have no keys of their own."""
+    num_keys = grid.num_global + grid.num_patches + len(grid.steps) * grid.num_leads
+    return not grid.has_rows or device_type == "cpu" and num_keys <= _MOST_SHORT_KEYS
+
+
 def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
     """Yield the blocks of phase 2: each query once; rows longer than their window in chunks of queries."""
     num_patches, window = grid.num_patches, grid.lead_window
-    num_others = len(grid.steps) * grid.num_leads
     most = _CPU_BLOCK if device_type == "cpu" else _GPU_BLOCK
-    if not grid.has_rows:
-        step, num_keys = num_patches, 0
-    elif window is None or num_patches <= 2 * window + _WINDOW_QUERIES:
-        step = num_keys = num_patches
+    step = num_patches
+    if has_short_rows(grid, device_type):
+        num_keys = grid.num_global + (num_patches if grid.has_rows else 0) + len(grid.steps) * grid.num_leads
+        if not grid.has_rows:
+            step = min(step, max(most // (grid.num_heads * max(num_keys, 1)), 1))
+        window, capacity = None, most // (grid.num_heads * step * max(num_keys, 1))
     else:
-        step, num_keys = _WINDOW_QUERIES, _WINDOW_QUERIES + 2 * window
-    is_fused = num_keys >= {"cpu": _CPU_FUSED_FROM, "cuda": 1}.get(device_type, num_keys + 1)
-    if is_fused:
-        capacity = _FUSED_TOKENS // num_keys if device_type == "cpu" else grid.batch_size * grid.num_leads
-    else:
-        step = min(step, max(most // (grid.num_heads * max(num_keys + num_others, 1)), 1))
-        capacity = most // (grid.num_heads * step * (num_keys + num_others))
+        if window is not None and num_patches > 2 * window + _WINDOW_QUERIES:
+            step = _WINDOW_QUERIES
+        num_keys = grid.num_global + (num_patches if step == num_patches else step + 2 * window)
+        if row_kernel(device_type) is Products:
+            step = min(step, max(most // (grid.num_heads * num_keys), 1))
+            capacity = most // (grid.num_heads * step * num_keys)
+        else:
+            capacity = _LONG_TOKENS // num_keys if device_type == "cpu" else grid.batch_size * grid.num_leads
     for samples, leads in _chunks(grid.batch_size, grid.num_leads, capacity):
         for start in range(0, num_patches, step):
             stop = min(start + step, num_patches)
-            first, last = (
-                (0, num_patches) if window is None else (max(start - window, 0), min(stop + window, num_patches))
-            )
-            keys = slice(first, last) if grid.has_rows else slice(0, 0)
-            yield RowBlock(samples, leads, slice(start, stop), keys, is_fused)
+            if not grid.has_rows:
+                keys = slice(0, 0)
+            elif window is None:
+                keys = slice(0, num_patches)
+            else:
+                keys = slice(max(start - window, 0), min(stop + window, num_patches))
+            yield RowBlock(samples, leads, slice(start, stop), keys)
 
 
 def column_blocks(grid: Grid, device_type: str) -> Iterator[tuple[slice, slice]]:
@@ -179,10 +196,11 @@ def column_blocks(grid: Grid, device_type: str) -> Iterator[tuple[slice, slice]]
         yield from _chunks(grid.batch_size, grid.num_patches, capacity)
 
 
-def _window_band(grid, num_queries, dtype, device):
-    """Return what is added to the scores of `num_queries` queries and `num_queries + 2 W` keys, or None without a window."""
-    if grid.lead_window is None or not grid.has_rows:
+def _window_band(grid, block, dtype, device):
+    """Return what is added to the scores of a block's M queries and `M + 2 W` keys, or None where no window ends."""
+    if grid.lead_window is None or grid.lead_window >= grid.num_patches or not grid.has_rows:
         return None
+    num_queries = block.queries.stop - block.queries.start
     queries = torch.arange(num_queries, device=device)[:, None] + grid.lead_window
     outside = (queries - torch.arange(num_queries + 2 * grid.lead_window, device=device)).abs() > grid.lead_window
     return torch.zeros(outside.shape, dtype=dtype, device=device).masked_fill_(outside, MASKED)
@@ -202,17 +220,11 @@ def _flat(x, dtype=None):
     return (x if dtype is None else x.to(dtype)).flatten(0, -3)
 
 
-def _new_columns(grid, dtype, device):
-    """Return room for one number for each query and column key, `(B, P, H, L, steps * L)`."""
-    num_keys = len(grid.steps) * grid.num_leads
-    return torch.empty(
-        (grid.batch_size, grid.num_patches, grid.num_heads, grid.num_leads, num_keys), dtype=dtype, device=device
-    )
-
-
-def _column_products(left, right, grid, dtype, factor=1.0):
+def _column_products(left, right, grid, dtype, factor):
     """Return `factor * left . right` of every query and column key, `(B, P, H, L, steps * L)`."""
-    products = _new_columns(grid, dtype, left.device)
+    num_keys = len(grid.steps) * grid.num_leads
+    shape = (grid.batch_size, grid.num_patches, grid.num_heads, grid.num_leads, num_keys)
+    products = torch.empty(shape, dtype=dtype, device=left.device)
     for samples, times in column_blocks(grid, left.device.type):
         queries = _flat(grid.columns(left, samples, times), dtype)
         keys = _flat(grid.column_keys(right, samples, times), dtype)
@@ -234,133 +246,131 @@ def _column_scores(q, k, key_bias, grid, dtype, scale):
     return scores
 
 
-def _add_column_outputs(out, weights, values, grid, dtype, factor=1.0):
-    """Add `factor * weights @ values` to the queries of `out`; weights `(B, P, H, L, steps * L)`."""
+def _columns_forward(columns, v, grid, out):
+    """Add the columns' output to that of the rows; `columns` holds probabilities."""
     for samples, times in column_blocks(grid, out.device.type):
-        target, source = grid.columns(out, samples, times), grid.column_keys(values, samples, times).to(dtype)
-        if grid.num_leads <= _FEW_LEADS:
-            for lead, key in itertools.product(range(grid.num_leads), range(source.shape[3])):
-                target[..., lead, :].addcmul_(
-                    weights[samples, times, :, lead, key, None], source[..., key, :], value=factor
-                )
-        else:
-            target.add_(_products(_flat(weights[samples, times]), _flat(source), factor).view(target.shape))
+        values = grid.column_keys(v, samples, times).to(out.dtype)
+        _add_to_queries(grid.columns(out, samples, times), columns[samples, times], values)
 
 
-def _add_to_column_keys(out, weights, values, grid, dtype, factor=1.0):
-    """Add `factor * weights^T @ values` to the keys of `out`: what the queries send to them."""
-    for samples, times in column_blocks(grid, out.device.type):
-        source = grid.columns(values, samples, times).to(dtype)
-        of_steps = weights[samples, times].unflatten(-1, (-1, grid.num_leads))  # (samples, times, H, L, steps, L)
+def _columns_backward(grad, q, k, v, delta, columns, grid, scale, grads):
+    """Add the columns' gradients to those of the rows."""
+    dtype = columns.dtype
+    for samples, times in column_blocks(grid, q.device.type):
+        queries, grad_output = (grid.columns(x, samples, times).to(dtype) for x in (q, grad))
+        keys, values = (grid.column_keys(x, samples, times).to(dtype) for x in (k, v))
+        probabilities = columns[samples, times]
+        grad_scores = _score_gradients(
+            _flat(probabilities), _flat(grad_output), _flat(values), _flat(grid.columns(delta, samples, times))
+        ).view(probabilities.shape)
+        _add_to_queries(grid.columns(grads[0], samples, times), grad_scores, keys, scale)
+        _add_to_keys(grads[1], samples, times, grad_scores, queries, grid, scale)
+        _add_to_keys(grads[2], samples, times, probabilities, grad_output, grid)
+
+
+def _add_to_queries(target, weights, source, factor=1.0):
+    """Add `factor * weights @ source` to the queries' `target` (samples, times, H, L, D)."""
+    num_leads, num_keys = weights.shape[3:]
+    if num_leads > _FEW_LEADS:
+        target.add_(_products(_flat(weights), _flat(source), factor).view(target.shape))
+        return
+    for lead, key in itertools.product(range(num_leads), range(num_keys)):
+        target[..., lead, :].addcmul_(weights[..., lead, key, None], source[..., key, :], value=factor)
+
+
+def _add_to_keys(out, samples, times, weights, source, grid, factor=1.0):
+    """Add `factor * weights^T @ source` to the keys of `out`: what the queries at `times` send to them."""
+    of_steps = weights.unflatten(-1, (-1, grid.num_leads))  # (samples, times, H, L, steps, L)
+    if grid.num_leads > _FEW_LEADS:
+        products = _products(_flat(weights).transpose(1, 2), _flat(source), factor)
+        products = products.view(*source.shape[:3], -1, *source.shape[3:])  # (samples, times, H, steps, L, D)
+    for i, step in enumerate(grid.steps):
+        first, last = max(times.start + step, 0), min(times.stop + step, grid.num_patches)
+        if first >= last:
+            continue
+        target = grid.columns(out, samples, slice(first, last))
+        inside = slice(first - step - times.start, last - step - times.start)
         if grid.num_leads > _FEW_LEADS:
-            products = _products(_flat(weights[samples, times]).transpose(1, 2), _flat(source), factor)
-            products = products.view(*source.shape[:3], -1, *source.shape[3:])  # (samples, times, H, steps, L, D)
-        for i, step in enumerate(grid.steps):
-            first, last = max(times.start + step, 0), min(times.stop + step, grid.num_patches)
-            if first >= last:
-                continue
-            target = grid.columns(out, samples, slice(first, last))
-            inside = slice(first - step - times.start, last - step - times.start)
-            if grid.num_leads > _FEW_LEADS:
-                target.add_(products[:, inside, :, i])
-                continue
-            for lead, key in itertools.product(range(grid.num_leads), repeat=2):
-                weight = of_steps[:, inside, :, lead, i, key, None]
-                target[..., key, :].addcmul_(weight, source[:, inside, :, lead], value=factor)
+            target.add_(products[:, inside, :, i])
+            continue
+        for lead, key in itertools.product(range(grid.num_leads), repeat=2):
+            weight = of_steps[:, inside, :, lead, i, key, None]
+            target[..., key, :].addcmul_(weight, source[:, inside, :, lead], value=factor)
 
 
-# Phase 2: rows, by products with a joint softmax
+def _score_gradients(probabilities, grad_output, values, delta):
+    """Return dS = P (dO V^T - delta) for batches of matrices, with `delta` (n, M, 1) = rowsum(dO o)."""
+    return torch.baddbmm(delta, grad_output, values.transpose(1, 2), beta=-1).mul_(probabilities)
 
 
-def _joint(own, others):
-    """Return what a block's row and columns hold side by side, `(samples, leads, H, queries, G + keys + steps * L)`."""
-    return torch.cat([own, others], dim=-1)
+# Phase 2: short rows, by products with a joint softmax
 
 
-def _row_scores(block, q, k, key_bias, band, grid, dtype, scale):
-    queries, keys = block.rows(q, grid, block.queries).to(dtype), block.take_keys(k, grid, dtype)
-    scores = _products(_flat(queries), _flat(keys).transpose(1, 2), scale).view(*queries.shape[:4], keys.shape[3])
+def _short_rows_forward(block, q, k, v, key_bias, band, grid, scale, out, columns, kept):
+    """Write the rows' output, and the columns' probabilities in place of their scores; fill `kept` unless it is empty."""
+    queries, keys, values = _row_inputs(block, grid, columns.dtype, q, k, v)
+    scores = _products(_flat(queries), _flat(keys).transpose(1, 2), scale).view(*queries.shape[:4], -1)
     bias = block.bias(grid, key_bias, band)
-    return scores if bias is None else scores.add_(bias)
+    if bias is not None:
+        scores.add_(bias)
+    others, num_own = block.of_columns(columns), scores.shape[-1]
+    target = kept[block.samples, block.leads, :, block.queries] if kept.numel() else None
+    probabilities = torch.softmax(torch.cat([scores, others], -1), -1, out=target)
+    others.copy_(probabilities[..., num_own:])
+    target = block.rows(out, grid, block.queries)
+    target.copy_(torch.bmm(_flat(probabilities)[..., :num_own], _flat(values)).view(target.shape))
 
 
-def _probabilities(block, q, k, key_bias, band, grid, scale, columns):
-    """Return the joint softmax of a block, and write its part of the columns back in place of their scores."""
-    scores = _row_scores(block, q, k, key_bias, band, grid, columns.dtype, scale)
-    others = block.of_columns(columns)
-    probabilities = torch.softmax(_joint(scores, others), -1)
-    others.copy_(probabilities[..., scores.shape[-1] :])
-    return probabilities
-
-
-def _rows_forward(block, probabilities, v, grid, out):
-    """Write the rows' output."""
-    values, target = block.take_keys(v, grid, out.dtype), block.rows(out, grid, block.queries)
-    own = _flat(probabilities)[..., : values.shape[3]]
-    target.copy_(torch.bmm(own, _flat(values)).view(target.shape))
-
-
-def _rows_backward(block, grad, q, k, v, probabilities, grid, scale, grad_columns, grads):
-    """Add the rows' gradients; turn the gradients of the columns' probabilities into those of their scores."""
-    dtype = probabilities.dtype
-    grad = _flat(block.rows(grad, grid, block.queries), dtype)
-    queries, keys, values = (
-        block.rows(q, grid, block.queries).to(dtype),
-        *(block.take_keys(x, grid, dtype) for x in (k, v)),
-    )
-    num_own, others = keys.shape[3], block.of_columns(grad_columns)
-    own = _flat(probabilities)[..., :num_own]
-    block.add_to_keys(grads[2], grid, torch.bmm(own.transpose(1, 2), grad).view(keys.shape))
-    grad_own = torch.bmm(grad, _flat(values).transpose(1, 2)).view(*probabilities.shape[:4], num_own)
-    grad_scores = torch._softmax_backward_data(_joint(grad_own, others), probabilities, -1, dtype)
-    others.copy_(grad_scores[..., num_own:])
-    own = _flat(grad_scores)[..., :num_own]
+def _short_rows_backward(block, grad, q, k, v, delta, kept, grid, scale, grads):
+    queries, keys, values = _row_inputs(block, grid, kept.dtype, q, k, v)
+    grad, delta = (_flat(block.rows(x, grid, block.queries), kept.dtype) for x in (grad, delta))
+    probabilities = _flat(kept[block.samples, block.leads, :, block.queries])[..., : keys.shape[3]]
+    block.put_keys(grads[2], grid, torch.bmm(probabilities.transpose(1, 2), grad).view(keys.shape))
+    grad_scores = _score_gradients(probabilities, grad, _flat(values), delta)
     target = block.rows(grads[0], grid, block.queries)
-    target.copy_(_products(own, _flat(keys), scale).view(target.shape))  # every query is in one block
-    block.add_to_keys(grads[1], grid, _products(own.transpose(1, 2), _flat(queries), scale).view(keys.shape))
+    target.copy_(_products(grad_scores, _flat(keys), scale).view(target.shape))  # every query is in one block
+    block.put_keys(grads[1], grid, _products(grad_scores.transpose(1, 2), _flat(queries), scale).view(keys.shape))
 
 
-# Phase 2: rows, by the fused kernel of the device, merged with the columns
+def _row_inputs(block, grid, dtype, q, k, v):
+    return [block.rows(q, grid, block.queries).to(dtype), *(block.take_keys(x, grid, dtype) for x in (k, v))]
 
 
-def _fused_inputs(block, grid, dtype, q, k, v, key_bias, band):
-    dtype = q.dtype if FUSED[q.device.type].takes_half else dtype
-    inputs = [block.rows(q, grid, block.queries).to(dtype)]
-    inputs += [block.take_keys(x, grid, dtype) for x in (k, v)]
+# Phase 2: long rows, by the kernel of the device, merged with the columns
+
+
+def _kernel_inputs(block, grid, dtype, q, k, v, key_bias, band):
+    dtype = q.dtype if row_kernel(q.device.type).takes_half else dtype
     bias = block.bias(grid, key_bias, band)
     if bias is not None and bias.ndim == 5:
         bias = bias.flatten(0, 1)  # (samples * leads, 1, queries or 1, keys)
-    return [x.flatten(0, 1) for x in inputs], bias
+    return [x.flatten(0, 1) for x in _row_inputs(block, grid, dtype, q, k, v)], bias
 
 
-def _rows_forward_fused(block, q, k, v, key_bias, band, grid, scale, out, lse, columns):
-    inputs, bias = _fused_inputs(block, grid, columns.dtype, q, k, v, key_bias, band)
-    own_output, own_lse = FUSED[q.device.type].forward(*inputs, bias, scale)
+def _long_rows_forward(block, q, k, v, key_bias, band, grid, scale, out, lse):
+    """Write the rows' output; `lse` holds that of the columns, and gets that of both."""
+    inputs, bias = _kernel_inputs(block, grid, lse.dtype, q, k, v, key_bias, band)
+    own_output, own_lse = row_kernel(q.device.type).forward(*inputs, bias, scale)
     target, total = block.rows(out, grid, block.queries), block.rows(lse, grid, block.queries)
     own_lse = own_lse.reshape(total.shape).to(total.dtype)
-    total.copy_(torch.logaddexp(own_lse, total))  # it held that of the columns
+    total.copy_(torch.logaddexp(own_lse, total))
     target.copy_(own_output.view(target.shape).to(total.dtype).mul_((own_lse - total).exp_()))
-    block.of_columns(columns).sub_(total).exp_()
 
 
-def _rows_backward_fused(block, grad, q, k, v, key_bias, band, grid, scale, out, lse, columns, grad_columns, grads):
-    dtype = columns.dtype
-    inputs, bias = _fused_inputs(block, grid, dtype, q, k, v, key_bias, band)
-    grad, output, total = (block.rows(x, grid, block.queries).to(dtype) for x in (grad, out, lse))
-    delta = (grad * output).sum(-1, keepdim=True)
-    others, grad_others = block.of_columns(columns), block.of_columns(grad_columns)
-    others.sub_(total).exp_()
-    grad_others.sub_(delta).mul_(others)
-    flat = [x.flatten(0, 1).to(inputs[0].dtype) for x in (grad, output)] + [total.squeeze(-1).flatten(0, 1)]
-    grad_queries, grad_keys, grad_values = FUSED[q.device.type].backward(*flat, *inputs, bias, scale)
+def _long_rows_backward(block, grad, q, k, v, key_bias, band, out, lse, grid, scale, grads):
+    inputs, bias = _kernel_inputs(block, grid, lse.dtype, q, k, v, key_bias, band)
+    grad, output = (block.rows(x, grid, block.queries).to(inputs[0].dtype) for x in (grad, out))
+    total = block.rows(lse, grid, block.queries).squeeze(-1)
+    merged = [x.flatten(0, 1) for x in (grad, output, total)]
+    grad_queries, grad_keys, grad_values = row_kernel(q.device.type).backward(*merged, *inputs, bias, scale)
     target = block.rows(grads[0], grid, block.queries)
     target.copy_(grad_queries.view(target.shape))  # every query is in one block
     for each, value in ((grads[1], grad_keys), (grads[2], grad_values)):
-        block.add_to_keys(each, grid, value.unflatten(0, target.shape[:2]))
+        block.put_keys(each, grid, value.unflatten(0, target.shape[:2]))
 
 
-class FlashCPU:
-    """The flash kernel of the CPU. Half precision is computed in float32: natively it was four times slower."""
+class Products:
+    """Rows by plain products of matrices, on every device."""
 
     takes_half = False
 
@@ -370,12 +380,37 @@ class FlashCPU:
 
         `bias` is None or broadcastable to `(n, H, M, K)`, and is added to the scores.
         """
+        scores = Products._scores(query, key, bias, scale)
+        lse = torch.logsumexp(scores, -1, keepdim=True)
+        return torch.matmul(scores.sub_(lse).exp_(), value), lse.squeeze(-1)
+
+    @staticmethod
+    def backward(grad, output, lse, query, key, value, bias, scale):
+        """Return the gradients of query, key, value, for the share of the probability that these keys have in `lse`."""
+        probabilities = Products._scores(query, key, bias, scale).sub_(lse[..., None]).exp_()
+        grad_scores = torch.matmul(grad, value.transpose(2, 3)).sub_((grad * output).sum(-1, keepdim=True))
+        grad_scores.mul_(probabilities).mul_(scale)
+        grad_key, grad_value = (x.transpose(2, 3) for x in (grad_scores, probabilities))
+        return torch.matmul(grad_scores, key), torch.matmul(grad_key, query), torch.matmul(grad_value, grad)
+
+    @staticmethod
+    def _scores(query, key, bias, scale):
+        scores = torch.matmul(query, key.transpose(2, 3)).mul_(scale)
+        return scores if bias is None else scores.add_(bias)
+
+
+class FlashCPU:
+    """The flash kernel of the CPU. Half precision is computed in float32: natively it was four times slower."""
+
+    takes_half = False
+
+    @staticmethod
+    def forward(query, key, value, bias, scale):
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return flash(query, key, value, attn_mask=bias, scale=scale)
 
     @staticmethod
     def backward(grad, output, lse, query, key, value, bias, scale):
-        """Return the gradients of query, key, value, for the share of the probability that these keys have in `lse`."""
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return flash(grad, query, key, value, output, lse, 0.0, False, attn_mask=bias, scale=scale)
 
@@ -428,18 +463,12 @@ class EfficientCUDA:
         return bias.expand(*query.shape[:3], num_keys)
 
 
-FUSED = {"cpu": FlashCPU, "cuda": EfficientCUDA}
+def row_kernel(device_type: str) -> type:
+    """Return what computes long rows on a device: `forward` and `backward` as `Products` has them."""
+    return {"cpu": FlashCPU, "cuda": EfficientCUDA}.get(device_type, Products)
 
 
 # The whole pass
-
-
-def keeps_probabilities(grid: Grid, device_type: str) -> bool:
-    """Whether a forward pass that is to be differentiated keeps its probabilities: where they take at most twice the
-    memory of q, which spares the backward pass to compute them again."""
-    block = next(row_blocks(grid, device_type))
-    num_keys = grid.num_global + block.keys.stop - block.keys.start + len(grid.steps) * grid.num_leads
-    return not block.is_fused and block.queries.stop == grid.num_patches and num_keys <= 2 * grid.head_dim
 
 
 def forward(q, k, v, key_mask, grid: Grid, scale: float, keep: bool = False):
@@ -447,74 +476,81 @@ def forward(q, k, v, key_mask, grid: Grid, scale: float, keep: bool = False):
 
     Args:
         q, k, v (`torch.Tensor` of shape `(B, N, H, D)`), key_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*).
-        keep (`bool`): keep the probabilities `(B, L, H, P, keys)` for the backward pass, see `keeps_probabilities`.
+        keep (`bool`): also return the probabilities.
 
     Returns:
-        The output, the log-sum-exp `(B, N, H, 1)` of all scores (0 where no fused kernel took the rows), the probabilities
-        (empty unless kept). A query that has no key at all gets some finite output: whoever calls sets it to zero.
+        The output; the log-sum-exp `(B, N, H, 1)` of all scores (of long rows; else 0); the probabilities of the columns
+        `(B, P, H, L, steps * L)` and of short rows `(B, L, H, P, keys)`, empty unless kept or where there are none.
+        A query that has no key at all gets some finite output: whoever calls sets it to zero.
     """
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
-    blocks = list(row_blocks(grid, q.device.type))
-    out = torch.empty(q.shape, dtype=dtype, device=q.device)
+    out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.zeros((*q.shape[:3], 1), dtype=dtype, device=q.device)
-    kept = torch.empty(_kept_shape(grid, q.device.type, keep), dtype=dtype, device=q.device)
+    kept = torch.empty(_kept_shapes(grid, q.device.type, keep)[1], dtype=dtype, device=q.device)
     columns = _column_scores(q, k, key_bias, grid, dtype, scale)
-    band = _window_band(grid, blocks[0].queries.stop, dtype, q.device)
-    if blocks[0].is_fused:  # the rows are added block by block
-        grid.tokens(lse).copy_(torch.logsumexp(columns, -1).permute(0, 3, 1, 2)[..., None])
-    for block in blocks:
-        if block.is_fused:
-            _rows_forward_fused(block, q, k, v, key_bias, band, grid, scale, out, lse, columns)
-            continue
-        probabilities = _probabilities(block, q, k, key_bias, band, grid, scale, columns)
-        if keep:
-            kept[block.samples, block.leads] = probabilities
-        _rows_forward(block, probabilities, v, grid, out)
-    _add_column_outputs(out, columns, v, grid, dtype)
+    blocks = list(row_blocks(grid, q.device.type))
+    band = _window_band(grid, blocks[0], dtype, q.device)
+    if has_short_rows(grid, q.device.type):
+        for block in blocks:
+            _short_rows_forward(block, q, k, v, key_bias, band, grid, scale, out, columns, kept)
+    else:
+        of_grid = grid.tokens(lse).permute(0, 2, 3, 1, 4)  # (B, P, H, L, 1)
+        of_grid.copy_(torch.logsumexp(columns, -1, keepdim=True))
+        for block in blocks:
+            _long_rows_forward(block, q, k, v, key_bias, band, grid, scale, out, lse)
+        columns.sub_(of_grid).exp_()
+    _columns_forward(columns, v, grid, out)
     if grid.num_global:
         queries, keys, values = (x.transpose(1, 2).to(dtype) for x in (q[:, : grid.num_global], k, v))
         attended = torch.matmul(_global_probabilities(queries, keys, key_bias, scale), values)
         out[:, : grid.num_global] = attended.transpose(1, 2)
-    return out.to(q.dtype), lse, kept
+    return out.to(q.dtype), lse, columns if keep else columns.new_empty(0), kept
 
 
-def _kept_shape(grid, device_type, keep):
+def _kept_shapes(grid, device_type, keep):
+    """Return the shapes of the probabilities that are kept, of columns and of short rows."""
     if not keep:
-        return (0,)
-    block = next(row_blocks(grid, device_type))
-    num_keys = grid.num_global + block.keys.stop - block.keys.start + len(grid.steps) * grid.num_leads
-    return (grid.batch_size, grid.num_leads, grid.num_heads, grid.num_patches, num_keys)
+        return (0,), (0,)
+    batch_size, _, num_leads, num_patches, num_heads, *_ = grid
+    num_others = len(grid.steps) * num_leads
+    columns = (batch_size, num_patches, num_heads, num_leads, num_others)
+    if not has_short_rows(grid, device_type):
+        return columns, (0,)
+    num_keys = grid.num_global + (num_patches if grid.has_rows else 0) + num_others
+    return columns, (batch_size, num_leads, num_heads, num_patches, num_keys)
 
 
-def backward(grad, q, k, v, key_mask, out, lse, kept, grid: Grid, scale: float):
-    """Return the gradients of q, k and v, `(B, N, H, D)` each; `out`, `lse`, `kept` as returned by `forward`."""
+def backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid: Grid, scale: float):
+    """Return the gradients of q, k and v, `(B, N, H, D)` each; `out`, `lse`, `columns`, `kept` as `forward` returned them."""
+    is_needed = has_short_rows(grid, q.device.type) or len(grid.steps) > 0
+    if is_needed and not columns.numel() + kept.numel():  # an exported or dynamically compiled model kept nothing
+        out, lse, columns, kept = forward(q, k, v, key_mask, grid, scale, keep=True)
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
     blocks = list(row_blocks(grid, q.device.type))
-    band = _window_band(grid, blocks[0].queries.stop, dtype, q.device)
-    grads = [torch.zeros(q.shape, dtype=dtype, device=q.device) for _ in range(3)]
-    is_kept = kept.numel() > 0
-    columns = _new_columns(grid, dtype, q.device) if is_kept else _column_scores(q, k, key_bias, grid, dtype, scale)
-    grad_columns = _column_products(grad, v, grid, dtype)
-    for block in blocks:
-        if block.is_fused:
-            _rows_backward_fused(
-                block, grad, q, k, v, key_bias, band, grid, scale, out, lse, columns, grad_columns, grads
-            )
-            continue
-        if is_kept:
-            probabilities, others = kept[block.samples, block.leads], block.of_columns(columns)
-            others.copy_(probabilities[..., probabilities.shape[-1] - others.shape[-1] :])
-        else:
-            probabilities = _probabilities(block, q, k, key_bias, band, grid, scale, columns)
-        _rows_backward(block, grad, q, k, v, probabilities, grid, scale, grad_columns, grads)
-    _add_column_outputs(grads[0], grad_columns, k, grid, dtype, factor=scale)
-    _add_to_column_keys(grads[1], grad_columns, q, grid, dtype, factor=scale)
-    _add_to_column_keys(grads[2], columns, grad, grid, dtype)
+    make = torch.empty if all(block.is_whole(grid) for block in blocks) and not grid.num_global else torch.zeros
+    grads = [make(q.shape, dtype=dtype, device=q.device) for _ in range(3)]
+    delta = _row_sums(grad, out, dtype)
+    if has_short_rows(grid, q.device.type):
+        for block in blocks:
+            _short_rows_backward(block, grad, q, k, v, delta, kept, grid, scale, grads)
+    else:
+        band = _window_band(grid, blocks[0], dtype, q.device)
+        for block in blocks:
+            _long_rows_backward(block, grad, q, k, v, key_bias, band, out, lse, grid, scale, grads)
+    _columns_backward(grad, q, k, v, delta, columns, grid, scale, grads)
     if grid.num_global:
         _add_global_gradients(grad, q, k, v, key_bias, grid, scale, grads)
     return tuple(each.to(q.dtype) for each in grads)
+
+
+def _row_sums(grad, out, dtype):
+    """Return rowsum(dO o), `(B, N, H, 1)`; in parts, as fresh memory of the whole size costs more than the sums."""
+    sums = torch.empty((*out.shape[:3], 1), dtype=dtype, device=out.device)
+    for parts in zip(*(x.split(_SUMMED_TOKENS, dim=1) for x in (grad, out, sums)), strict=True):
+        torch.sum(parts[0].to(dtype) * parts[1], -1, keepdim=True, out=parts[2])
+    return sums
 
 
 def _global_probabilities(queries, keys, key_bias, scale):
@@ -567,7 +603,7 @@ def _attention(
     lead_window: int | None,
     scale: float,
     keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return forward(q, k, v, key_mask, _grid(q, num_leads, num_global, time_tolerance, lead_window), scale, keep)
 
 
@@ -580,6 +616,7 @@ def _attention_backward(
     key_mask: torch.Tensor | None,
     out: torch.Tensor,
     lse: torch.Tensor,
+    columns: torch.Tensor,
     kept: torch.Tensor,
     num_leads: int,
     num_global: int,
@@ -588,7 +625,7 @@ def _attention_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grid = _grid(q, num_leads, num_global, time_tolerance, lead_window)
-    return backward(grad, q, k, v, key_mask, out, lse, kept, grid, scale)
+    return backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid, scale)
 
 
 @_attention.register_fake
@@ -598,12 +635,12 @@ def _(q, k, v, key_mask, num_leads, num_global, time_tolerance, lead_window, sca
     return (
         out,
         q.new_empty((*q.shape[:3], 1), dtype=dtype),
-        q.new_empty(_kept_shape(grid, q.device.type, keep), dtype=dtype),
+        *(q.new_empty(shape, dtype=dtype) for shape in _kept_shapes(grid, q.device.type, keep)),
     )
 
 
 @_attention_backward.register_fake
-def _(grad, q, k, v, key_mask, out, lse, kept, num_leads, num_global, time_tolerance, lead_window, scale):
+def _(grad, q, k, v, key_mask, out, lse, columns, kept, num_leads, num_global, time_tolerance, lead_window, scale):
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
 
@@ -630,12 +667,9 @@ def sparse_attention(q, k, v, key_mask, *, num_leads, num_global, time_tolerance
         key_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): True = may be attended. A query without any key gets
             some finite output, which the caller sets to zero.
     """
-    settings = (num_leads, num_global, time_tolerance, lead_window)
     is_trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    # an exported program may be called with any grid
-    keep = is_trained and not _is_symbolic(q) and keeps_probabilities(_grid(q, *settings), q.device.type)
-    return _attention(q, k, v, key_mask, *settings, float(scale), keep)[0]
-
-
-def _is_symbolic(x):
-    return any(isinstance(size, torch.SymInt) for size in x.shape)
+    is_symbolic = any(
+        isinstance(size, torch.SymInt) for size in q.shape
+    )  # an exported model may be called with any grid
+    settings = (num_leads, num_global, time_tolerance, lead_window, float(scale), is_trained and not is_symbolic)
+    return _attention(q, k, v, key_mask, *settings)[0]
