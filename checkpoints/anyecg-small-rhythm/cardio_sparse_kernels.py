@@ -31,7 +31,7 @@ _CPU_BLOCK = 2**19  # numbers of a block on a CPU: 2 MB in float32, about what t
 _GPU_BLOCK = 2**28
 _MOST_SHORT_KEYS = 128  # up to which products with a joint softmax beat the kernel of long rows on a CPU
 _WINDOW_QUERIES = 64  # queries that share the keys of one window: 32 to 64 were equal, 128 slower
-_LONG_TOKENS = 2**11  # tokens whose rows one call of a CPU kernel takes: bounds its temporary gradients
+_LONG_TOKENS = 3 * 2**10  # queries and keys (twice) that one call of the CPU kernel takes: bounds its gradients
 _SUMMED_TOKENS = 2**9
 _FEW_LEADS = 2  # up to which the batched product is slower than adding lead by lead
 
@@ -175,7 +175,7 @@ def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
             step = min(step, max(most // (grid.num_heads * num_keys), 1))
             capacity = most // (grid.num_heads * step * num_keys)
         else:
-            capacity = _LONG_TOKENS // num_keys if device_type == "cpu" else grid.batch_size * grid.num_leads
+            capacity = _LONG_TOKENS // (step + 2 * num_keys) if device_type == "cpu" else grid.batch_size * grid.num_leads
     for samples, leads in _chunks(grid.batch_size, grid.num_leads, capacity):
         for start in range(0, num_patches, step):
             stop = min(start + step, num_patches)
@@ -522,7 +522,7 @@ def _kept_shapes(grid, device_type, keep):
 
 
 def backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid: Grid, scale: float):
-    """Return the gradients of q, k and v, `(B, N, H, D)` each; `out`, `lse`, `columns`, `kept` as `forward` returned them."""
+    """Return the gradients of q, k and v, `(3, B, N, H, D)`; `out`, `lse`, `columns`, `kept` as `forward` returned them."""
     is_needed = has_short_rows(grid, q.device.type) or len(grid.steps) > 0
     if is_needed and not columns.numel() + kept.numel():  # an exported or dynamically compiled model kept nothing
         out, lse, columns, kept = forward(q, k, v, key_mask, grid, scale, keep=True)
@@ -530,7 +530,8 @@ def backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid: Grid, scale
     key_bias = _key_bias(key_mask, dtype)
     blocks = list(row_blocks(grid, q.device.type))
     make = torch.empty if all(block.is_whole(grid) for block in blocks) and not grid.num_global else torch.zeros
-    grads = [make(q.shape, dtype=dtype, device=q.device) for _ in range(3)]
+    # As one block: after a large one the C library keeps what is freed, instead of fetching all pages anew each time.
+    grads = make((3, *q.shape), dtype=dtype, device=q.device)
     delta = _row_sums(grad, out, dtype)
     if has_short_rows(grid, q.device.type):
         for block in blocks:
@@ -542,7 +543,7 @@ def backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid: Grid, scale
     _columns_backward(grad, q, k, v, delta, columns, grid, scale, grads)
     if grid.num_global:
         _add_global_gradients(grad, q, k, v, key_bias, grid, scale, grads)
-    return tuple(each.to(q.dtype) for each in grads)
+    return grads.to(q.dtype)
 
 
 def _row_sums(grad, out, dtype):
@@ -623,7 +624,7 @@ def _attention_backward(
     time_tolerance: int,
     lead_window: int | None,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     grid = _grid(q, num_leads, num_global, time_tolerance, lead_window)
     return backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid, scale)
 
@@ -641,7 +642,7 @@ def _(q, k, v, key_mask, num_leads, num_global, time_tolerance, lead_window, sca
 
 @_attention_backward.register_fake
 def _(grad, q, k, v, key_mask, out, lse, columns, kept, num_leads, num_global, time_tolerance, lead_window, scale):
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    return q.new_empty((3, *q.shape))
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -653,7 +654,7 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, grad, *_):
     grads = _attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.settings)
-    return (*grads, *[None] * 7)
+    return (*grads.unbind(), *[None] * 7)
 
 
 _attention.register_autograd(_backward, setup_context=_save_for_backward)
