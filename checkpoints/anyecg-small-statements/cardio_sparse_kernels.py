@@ -175,7 +175,9 @@ def row_blocks(grid: Grid, device_type: str) -> Iterator[RowBlock]:
             step = min(step, max(most // (grid.num_heads * num_keys), 1))
             capacity = most // (grid.num_heads * step * num_keys)
         else:
-            capacity = _LONG_TOKENS // (step + 2 * num_keys) if device_type == "cpu" else grid.batch_size * grid.num_leads
+            capacity = (
+                _LONG_TOKENS // (step + 2 * num_keys) if device_type == "cpu" else grid.batch_size * grid.num_leads
+            )
     for samples, leads in _chunks(grid.batch_size, grid.num_leads, capacity):
         for start in range(0, num_patches, step):
             stop = min(start + step, num_patches)
@@ -485,11 +487,11 @@ def forward(q, k, v, key_mask, grid: Grid, scale: float, keep: bool = False):
     """
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
-    out = torch.zeros(q.shape, dtype=dtype, device=q.device)
     lse = torch.zeros((*q.shape[:3], 1), dtype=dtype, device=q.device)
     kept = torch.empty(_kept_shapes(grid, q.device.type, keep)[1], dtype=dtype, device=q.device)
     columns = _column_scores(q, k, key_bias, grid, dtype, scale)
     blocks = list(row_blocks(grid, q.device.type))
+    out = _make(q.shape, blocks, grid, dtype, q.device)
     band = _window_band(grid, blocks[0], dtype, q.device)
     if has_short_rows(grid, q.device.type):
         for block in blocks:
@@ -529,9 +531,8 @@ def backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid: Grid, scale
     dtype = _compute_dtype(q)
     key_bias = _key_bias(key_mask, dtype)
     blocks = list(row_blocks(grid, q.device.type))
-    make = torch.empty if all(block.is_whole(grid) for block in blocks) and not grid.num_global else torch.zeros
     # As one block: after a large one the C library keeps what is freed, instead of fetching all pages anew each time.
-    grads = make((3, *q.shape), dtype=dtype, device=q.device)
+    grads = _make((3, *q.shape), blocks, grid, dtype, q.device)
     delta = _row_sums(grad, out, dtype)
     if has_short_rows(grid, q.device.type):
         for block in blocks:
@@ -544,6 +545,13 @@ def backward(grad, q, k, v, key_mask, out, lse, columns, kept, grid: Grid, scale
     if grid.num_global:
         _add_global_gradients(grad, q, k, v, key_bias, grid, scale, grads)
     return grads.to(q.dtype)
+
+
+def _make(shape, blocks, grid, dtype, device):
+    """Return memory for outputs or gradients: empty where whole rows are written one after the other, else zeros, also for
+    outputs: fresh pages that are first touched in pieces cost many times what it takes to fill them in order."""
+    make = torch.empty if all(block.is_whole(grid) for block in blocks) else torch.zeros
+    return make(shape, dtype=dtype, device=device)
 
 
 def _row_sums(grad, out, dtype):
