@@ -7,8 +7,8 @@ record line: most headers of the Georgia set say `E07500.mat` where `E07500` is 
 import dataclasses
 import math
 import re
-import stat
 
+from .regular_files import require_regular_file
 from .wfdb_decoding import KNOWN_FORMATS
 
 LARGEST_HEADER_BYTES = 1_000_000
@@ -71,22 +71,6 @@ def read_header(path):
         raise ValueError(f"{where}: {num_signals} signals announced, {len(signal_lines)} signal lines found.")
     signals = [_parse_signal(line, f"{path}, line {number}", notes) for number, line in signal_lines]
     return WfdbHeader(rate, num_frames or None, signals, comments, notes)
-
-
-def require_regular_file(path):
-    """Return `path` if it is a regular file in its folder, or a link from there to the blobs of the same Hub cache."""
-    try:
-        mode, target, home = path.stat().st_mode, path.resolve(), path.parent.resolve()
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{path}: not found or not readable ({error.strerror}). A record needs its header and its data files."
-        ) from None
-    if not stat.S_ISREG(mode):
-        raise OSError(f"{path}: not a regular file; folders, pipes and devices are not read.")
-    in_hub_cache = target.parent.name == "blobs" and target.parent.parent / "snapshots" in home.parents
-    if target.parent != home and not in_hub_cache:
-        raise OSError(f"{path}: a link that leads out of the record's folder; copy the file there.")
-    return path
 
 
 def _split(path):

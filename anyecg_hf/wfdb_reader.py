@@ -1,31 +1,21 @@
-"""WFDB records, single-segment, in all storage formats: `read_wfdb(header) -> WfdbContent`. Needs no wfdb package."""
+"""WFDB records, single-segment, in all storage formats: `read_wfdb(header, stated) -> Record`. Needs no wfdb package."""
 
-import dataclasses
 import re
 
 import numpy as np
 
 from .leads import resolve_lead_name
+from .records import Record, parse_comments, take_part
+from .regular_files import require_regular_file
 from .signal_ops import unit_to_mv
 from .wfdb_decoding import DIFFERENCES, FLAC_BITS, NO_VALUE, read_flac, read_plain
-from .wfdb_header import read_header, require_regular_file
+from .wfdb_header import read_header
 
 _CHUNK = 1 << 20  # samples converted at a time
 
 
-@dataclasses.dataclass
-class WfdbContent:
-    """What a WFDB record holds: voltages only, in millivolt."""
-
-    signal: np.ndarray  # float32 (num_leads, num_samples), NaN where there is no value
-    sampling_rate: float
-    lead_names: list[str]
-    comments: list[str]
-    warnings: list[str]
-
-
-def read_wfdb(path):
-    """Return the `WfdbContent` of the record with the header file `path` (`pathlib.Path`).
+def read_wfdb(path, stated):
+    """Return the `Record` of the record with the header file `path` (`pathlib.Path`).
 
     Signals that are no voltage are left out, as are those of another rate than the leads, and `warnings` says so. Leads
     with several samples per frame are read at their full rate; a skew is taken out.
@@ -45,7 +35,9 @@ def read_wfdb(path):
         _to_millivolt(digital[index], header.signals[index], row)
     signals = [header.signals[index] for index in chosen]
     rate = header.frame_rate * signals[0].samples_per_frame
-    return WfdbContent(out, rate, _standard_names(signals, header.notes), header.comments, header.notes)
+    names = _standard_names(signals, header.notes)
+    record = Record(out, rate, names, **parse_comments(header.comments), warnings=header.notes)
+    return take_part(record, stated)
 
 
 def _read_data_file(header_path, group, num_frames, notes):
