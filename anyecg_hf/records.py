@@ -135,10 +135,17 @@ def read_record(
 
 def take_part(record, stated):
     """Cut `record` to the part that was asked for; for readers that have to load the whole."""
-    start = round(stated.start_seconds * record.sampling_rate)
-    stop = None if stated.duration_seconds is None else start + round(stated.duration_seconds * record.sampling_rate)
-    if start >= record.signal.shape[1]:
+    num_samples = record.signal.shape[1]
+    if stated.start_seconds >= record.duration_seconds:
         raise ValueError(f"start_seconds is {stated.start_seconds:g}, the recording ends at {record.duration_seconds:g} s.")
+    start = round(stated.start_seconds * record.sampling_rate)
+    duration = record.duration_seconds if stated.duration_seconds is None else stated.duration_seconds
+    stop = start + round(min(duration, record.duration_seconds) * record.sampling_rate)
+    if start >= num_samples or stop <= start:
+        raise ValueError(
+            f"start_seconds={stated.start_seconds:g}, duration_seconds={stated.duration_seconds}: not one sample at "
+            f"{record.sampling_rate:g} Hz."
+        )
     record.signal = record.signal[:, start:stop]
     for annotation in record.annotations:
         annotation.sample -= start

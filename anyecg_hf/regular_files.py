@@ -48,9 +48,10 @@ def read_whole(path, largest=LARGEST_DOCUMENT_BYTES):
         ValueError: it is larger than `largest` bytes, or empty.
     """
     with open_regular(path) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise ValueError(f"{path}: larger than {largest} bytes; no single ECG in this format takes that.")
+        size = os.fstat(file.fileno()).st_size
+        if size > largest:
+            raise ValueError(f"{path}: {size} bytes, at most {largest} are read; no single ECG in this format takes that.")
+        data = file.read(size)
     if not data:
         raise ValueError(f"{path}: the file is empty.")
     return data
