@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .leads import STANDARD_LEADS
-from .record_fields import part_to_read, standard_or_own_name
-from .records import Record, parse_age, parse_sex, take_part
+from .record_fields import standard_or_own_name
+from .records import Record, parse_age, parse_sex, part_to_read, take_part
 from .regular_files import LARGEST_DOCUMENT_BYTES, open_regular, read_whole, require_regular_file
 from .signal_ops import check_sampling_rate, unit_to_mv
 

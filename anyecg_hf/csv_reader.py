@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .leads import LEAD_IDS
-from .record_fields import part_to_read, standard_lead_names, standard_or_own_name, years_between
-from .records import Record
+from .record_fields import standard_lead_names, standard_or_own_name, years_between
+from .records import Record, part_to_read
 from .regular_files import open_regular
 from .signal_ops import UNIT_TO_MV, check_sampling_rate, unit_to_mv
 

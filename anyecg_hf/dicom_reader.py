@@ -11,8 +11,8 @@ import numpy as np
 
 from .dicom_elements import open_dicom
 from .leads import LEAD_IDS, STANDARD_LEADS
-from .record_fields import part_to_read, standard_lead_names, standard_or_own_name, years_between
-from .records import Annotation, Record, parse_age, parse_sex
+from .record_fields import standard_lead_names, standard_or_own_name, years_between
+from .records import Annotation, Record, parse_age, parse_sex, part_to_read
 from .scp_reader import LEAD_NAMES
 from .signal_ops import HIGHEST_RATE, unit_to_mv
 from .xml_documents import findings

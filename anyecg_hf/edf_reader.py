@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .leads import LEAD_IDS
-from .record_fields import part_to_read, standard_lead_names, standard_or_own_name, years_between
-from .records import Annotation, Record, parse_sex
+from .record_fields import standard_lead_names, standard_or_own_name, years_between
+from .records import Annotation, Record, parse_sex, part_to_read
 from .regular_files import open_regular
 from .signal_ops import unit_to_mv
 

@@ -93,8 +93,8 @@ def _recognise(start):
         return "EDF"
     if start[:8] in (b"ISHNE1.0", b"ANN  1.0"):
         return "ISHNE"
-    if start[16:22] == b"SCPECG":
-        return "SCP-ECG"
+    if start[16:22] == b"SCPECG" or start[8:10] + start[22:24] + start[28:32] == b"\0\0\0\0\7\0\0\0":
+        return "SCP-ECG"  # by its name, or, in old files, by the pointer of section 0 to itself
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return "HDF5"
     if start[:6] == b"\x93NUMPY" or start[:4] == b"PK\x03\x04":

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .record_fields import part_to_read, standard_lead_names, years_between
-from .records import Record
+from .record_fields import standard_lead_names, years_between
+from .records import Record, part_to_read
 from .regular_files import open_regular
 
 _MAGIC, _ANNOTATIONS = b"ISHNE1.0", b"ANN  1.0"

@@ -43,18 +43,3 @@ def standard_or_own_name(name):
         return resolve_lead_name(name)
     except ValueError:
         return name
-
-
-def part_to_read(stated, sampling_rate, num_samples):
-    """Return first sample and end of the part that was asked for, of a recording that need not be loaded whole.
-
-    Raises:
-        ValueError: the part begins behind the recording's end.
-    """
-    first = stated.start_seconds * sampling_rate
-    if first >= num_samples - 0.5:
-        ends = num_samples / sampling_rate
-        raise ValueError(f"start_seconds is {stated.start_seconds:g}, the recording ends at {ends:g} s.")
-    start = round(first)
-    wanted = num_samples if stated.duration_seconds is None else stated.duration_seconds * sampling_rate
-    return start, num_samples if wanted >= num_samples - start else start + round(wanted)

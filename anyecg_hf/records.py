@@ -135,21 +135,31 @@ def read_record(
 
 def take_part(record, stated):
     """Cut `record` to the part that was asked for; for readers that have to load the whole."""
-    num_samples = record.signal.shape[1]
-    if stated.start_seconds >= record.duration_seconds:
-        raise ValueError(f"start_seconds is {stated.start_seconds:g}, the recording ends at {record.duration_seconds:g} s.")
-    start = round(stated.start_seconds * record.sampling_rate)
-    duration = record.duration_seconds if stated.duration_seconds is None else stated.duration_seconds
-    stop = start + round(min(duration, record.duration_seconds) * record.sampling_rate)
-    if start >= num_samples or stop <= start:
-        raise ValueError(
-            f"start_seconds={stated.start_seconds:g}, duration_seconds={stated.duration_seconds}: not one sample at "
-            f"{record.sampling_rate:g} Hz."
-        )
+    start, stop = part_to_read(stated, record.sampling_rate, record.signal.shape[1])
     record.signal = record.signal[:, start:stop]
     for annotation in record.annotations:
         annotation.sample -= start
     return record
+
+
+def part_to_read(stated, sampling_rate, num_samples):
+    """Return first sample and end of the part that was asked for, of a recording that need not be loaded whole.
+
+    Raises:
+        ValueError: the part begins behind the recording's end, or is shorter than a sample.
+    """
+    first = stated.start_seconds * sampling_rate
+    if first >= num_samples - 0.5:
+        ends = num_samples / sampling_rate
+        raise ValueError(f"start_seconds is {stated.start_seconds:g}, the recording ends at {ends:g} s.")
+    start = round(first)
+    wanted = num_samples if stated.duration_seconds is None else stated.duration_seconds * sampling_rate
+    stop = num_samples if wanted >= num_samples - start else start + round(wanted)
+    if stop <= start:
+        raise ValueError(
+            f"duration_seconds is {stated.duration_seconds:g}, less than a sample at {sampling_rate:g} Hz."
+        )
+    return start, stop
 
 
 def _check_part(stated):

@@ -50,7 +50,9 @@ def read_whole(path, largest=LARGEST_DOCUMENT_BYTES):
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > largest:
-            raise ValueError(f"{path}: {size} bytes, at most {largest} are read; no single ECG in this format takes that.")
+            raise ValueError(
+                f"{path}: {size} bytes, at most {largest} are read; no single ECG in this format takes that."
+            )
         data = file.read(size)
     if not data:
         raise ValueError(f"{path}: the file is empty.")
