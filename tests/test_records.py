@@ -175,7 +175,7 @@ def test_a_record_without_calibration_is_read_with_a_warning(tmp_path, gain):
 
 def test_a_signal_that_is_no_voltage_is_left_out_with_a_warning(tmp_path):
     record = read_record(two_leads(tmp_path, gains=("100/mV", "12/mmHg"), names=("I", "ABP")))
-    assert record.lead_names == ["I"] and 'signal "ABP" left out: its unit is mmHg.' in record.warnings
+    assert record.lead_names == ["I"] and record.warnings == ['signal 1 "ABP" left out: its unit is mmHg.']
 
 
 def test_a_record_without_any_voltage_is_refused(tmp_path):
@@ -272,7 +272,7 @@ def test_a_damaged_flac_file_is_refused(tmp_path):
     [
         ("", "no record line"),
         ("# comment only", "no record line"),
-        ("r", "is no record line"),
+        ("r", "no record line"),
         ("r two 500 4", "number of signals"),
         ("r 0 500 4", "at least 1"),
         ("r 2 500x 4", "sampling rate"),
@@ -283,7 +283,7 @@ def test_a_damaged_flac_file_is_refused(tmp_path):
         ("r 2 500 -4", "at least 0"),
         ("r 3 500 4", "3 signals announced, 2 signal lines found"),
         ("r 1 500 4", "1 signals announced, 2 signal lines found"),
-        ("r/3 2 500 4", "several segments"),
+        ("r/3 2 500 4", "3 segments announced, 2 segment lines found"),
     ],
 )
 def test_a_record_line_that_says_something_else_is_refused(tmp_path, text, message):
@@ -368,7 +368,7 @@ def test_a_missing_data_file_is_an_error(tmp_path):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "ecg.xml").write_text("<ecg/>")
-    with pytest.raises(ValueError, match="only WFDB"):
+    with pytest.raises(ValueError, match="not recognised"):
         read_record(tmp_path / "ecg.xml")
 
 
@@ -485,7 +485,7 @@ def test_every_wfdb_sample_is_read_exactly_or_clearly_refused(real_ecg):
         else:
             same_as_wfdb(record, path)
             num_read += 1
-    assert num_read == 48
+    assert num_read == 50
 
 
 def test_the_age_of_a_record_that_does_not_tell_it_is_none(real_ecg):
