@@ -39,6 +39,7 @@ import numpy as np
 import torch
 import transformers
 from matplotlib import pyplot
+from matplotlib.ticker import NullFormatter
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, BigBirdConfig, BigBirdModel, LongformerConfig
@@ -860,9 +861,10 @@ def plot(results, path):
         panel.set(title=f"{leads} leads", xlabel="tokens of a record (leads x patches)")
         panel.grid(alpha=0.3, which="both")
     _plot_extrapolated(results, panels[1])
-    for panel in panels:
+    for panel, place in zip(panels, ("lower right", "upper left")):  # where no line runs
+        panel.xaxis.set_minor_formatter(NullFormatter())
         if panel.lines:
-            panel.legend(fontsize=8)
+            panel.legend(fontsize=8, loc=place)
     panels[0].set_ylabel("forward and backward, ms per record and head")
     figure.savefig(path, dpi=120)
 

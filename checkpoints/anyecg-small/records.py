@@ -1,4 +1,4 @@
-"""`Record`, one recording of one patient, and `read_record(path)`, which reads it from a file. WFDB for now."""
+"""`Record`, one recording of one patient, and `read_record(path)`, which reads it from a file of any format."""
 
 import dataclasses
 import re
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .wfdb_reader import read_wfdb
-
 OLDEST_AGE = 120.0
+AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
+_AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
 _DATA_SUFFIXES = {".dat", ".mat"}  # of a path that names the data file of a WFDB record
 _AGE = re.compile(r"<?\bage\b>?\s*[:=]\s*([^\s<,;]+)", re.IGNORECASE)
@@ -19,19 +19,37 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
 @dataclasses.dataclass
+class Annotation:
+    """A mark on a recording: a beat, a change of rhythm, an event.
+
+    Args:
+        sample (`int`): where, counted from the first sample of `signal`; may lie outside a part that was read.
+        symbol (`str`): the code of the format (`"N"`, `"V"`, `"+"` in WFDB).
+        note (`str`): what is written with it (`"(AFIB"`).
+    """
+
+    sample: int
+    symbol: str
+    note: str = ""
+
+
+@dataclasses.dataclass
 class Record:
-    """One recording of one patient.
+    """One recording of one patient. Names, identifiers and dates of the patient are not kept.
 
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): float32, in `units`; NaN where there is no value.
         sampling_rate (`float`): Hz.
         lead_names (`list[str]`): one per row; standard names where they can be told, else as in the file (`"RESP"`).
         units (`str`): `"mV"` from `read_record`.
-        record_name (`str`, *optional*): for messages and results.
+        record_name (`str`, *optional*): for messages and results: the file's name without suffix.
+        file_format (`str`, *optional*): what it was read from, a key of `anyecg_hf.file_formats.READERS`.
         age (`float`, *optional*): years. 90 stands for "over 89" (300 in PTB-XL); `None`: not stated, or not 0 to 120.
         sex (`str`, *optional*): `"male"`, `"female"` or `None`.
         diagnosis_codes (`list[str]`): as in the file (SNOMED CT in the Challenge sets).
-        comments (`list[str]`): of the header, word for word.
+        annotations (`list[Annotation]`): in the order of time.
+        statements (`list[str]`): findings in words, as the device or a reader wrote them. Free text.
+        comments (`list[str]`): of the header, word for word. Free text.
         warnings (`list[str]`): what is doubtful about the record, or was left out.
     """
 
@@ -40,10 +58,13 @@ class Record:
     lead_names: list[str]
     units: str = "mV"
     record_name: str | None = None
+    file_format: str | None = None
     age: float | None = None
     sex: str | None = None
     diagnosis_codes: list[str] = dataclasses.field(default_factory=list)
-    comments: list[str] = dataclasses.field(default_factory=list)
+    annotations: list[Annotation] = dataclasses.field(default_factory=list, repr=False)
+    statements: list[str] = dataclasses.field(default_factory=list, repr=False)  # may name the patient: not in a log
+    comments: list[str] = dataclasses.field(default_factory=list, repr=False)
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -52,47 +73,100 @@ class Record:
         return self.signal.shape[1] / self.sampling_rate
 
 
-def read_record(path):
-    """Return the `Record` in a file: signal in mV with NaN for "no value", rate, lead names, age, sex, diagnosis codes.
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """What the caller says about a file, each possibly `None`; a reader takes what its file does not say."""
 
-    WFDB, single-segment, all storage formats. Signals that are no voltage are left out, files that end early are read
-    as far as they go; `record.warnings` says so. Data files are read from the record's folder only.
+    sampling_rate: float | None = None
+    lead_names: tuple[str, ...] | None = None
+    units: str | None = None
+    record_index: int | None = None
+    start_seconds: float = 0.0
+    duration_seconds: float | None = None
+
+
+def read_record(
+    path,
+    *,
+    sampling_rate=None,
+    lead_names=None,
+    units=None,
+    record_index=None,
+    start_seconds=0.0,
+    duration_seconds=None,
+):
+    """Return the `Record` in a file: signal in mV with NaN for "no value", rate, lead names, age, sex, findings, marks.
+
+    The format is recognised by what is in the file; docs/formats.md lists them. Signals that are no voltage are left out,
+    files that end early are read as far as they go; `record.warnings` says so. Files beside `path` are opened only
+    where the format spreads a record over several, and from its own folder only.
 
     Args:
-        path (`str` or `os.PathLike`): with or without suffix: `"A0001"`, `"A0001.hea"`, `"A0001.mat"`, `"100.dat"`.
+        path (`str` or `os.PathLike`): a file; for WFDB with or without suffix: `"A0001"`, `"A0001.hea"`, `"A0001.mat"`.
+        sampling_rate (`float`, *optional*): Hz, where the file does not say it (NumPy, HDF5, some CSV).
+        lead_names (sequence of `str`, *optional*): one per row, likewise.
+        units (`str`, *optional*): `"mV"`, `"uV"`, `"V"` or `"nV"`, likewise.
+        record_index (`int`, *optional*): which record of a file that holds several (HDF5), from 0.
+        start_seconds, duration_seconds (`float`, *optional*): the part to read; of long recordings only this is loaded.
 
     Raises:
-        ValueError: the files are damaged, contradictory or of an unknown kind.
+        ValueError: the files are damaged, contradictory or of an unknown kind; something that only the caller can know is
+            missing, or the file says otherwise.
+        ImportError: reading this format needs a package: `pip install anyecg-hf[formats]`.
         OSError: a file is missing, unreadable, or no regular file.
         TypeError: `path` is no path.
     """
     if not isinstance(path, str) and not hasattr(path, "__fspath__"):
         raise TypeError(f"{path!r} is no path; pass a str or pathlib.Path, for instance read_record('A0001.hea').")
-    header = _find_header(Path(path))
-    content = read_wfdb(header)
-    return Record(
-        signal=content.signal,
-        sampling_rate=content.sampling_rate,
-        lead_names=content.lead_names,
-        record_name=header.stem,
-        **parse_comments(content.comments),
-        warnings=content.warnings,
-    )
+    from .file_formats import READERS, find_file  # the readers make records
+
+    names = None if lead_names is None else tuple(lead_names)
+    stated = Stated(sampling_rate, names, units, record_index, start_seconds, duration_seconds)
+    _check_part(stated)
+    file, file_format = find_file(Path(path))
+    reader = READERS[file_format]
+    for name in ("sampling_rate", "lead_names", "units", "record_index"):
+        if getattr(stated, name) is not None and name not in reader.stated:
+            raise ValueError(f"{file}: {name} was passed, but {file_format} says it itself. Leave it out.")
+    record = reader.read(file, stated)
+    record.record_name, record.file_format = file.stem, file_format
+    return record
 
 
-def _find_header(path):
-    """Return the header file of the WFDB record that `path` names."""
-    candidates = [path] if path.suffix == ".hea" else [path.with_name(path.name + ".hea")] if path.name else []
-    if path.suffix in _DATA_SUFFIXES:
-        candidates.append(path.with_suffix(".hea"))
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    if path.is_file() and path.suffix != ".hea":
+def take_part(record, stated):
+    """Cut `record` to the part that was asked for; for readers that have to load the whole."""
+    start, stop = part_to_read(stated, record.sampling_rate, record.signal.shape[1])
+    record.signal = record.signal[:, start:stop]
+    for annotation in record.annotations:
+        annotation.sample -= start
+    return record
+
+
+def part_to_read(stated, sampling_rate, num_samples):
+    """Return first sample and end of the part that was asked for, of a recording that need not be loaded whole.
+
+    Raises:
+        ValueError: the part begins behind the recording's end, or is shorter than a sample.
+    """
+    first = stated.start_seconds * sampling_rate
+    if first >= num_samples - 0.5:
+        ends = num_samples / sampling_rate
+        raise ValueError(f"start_seconds is {stated.start_seconds:g}, the recording ends at {ends:g} s.")
+    start = round(first)
+    wanted = num_samples if stated.duration_seconds is None else stated.duration_seconds * sampling_rate
+    stop = num_samples if wanted >= num_samples - start else start + round(wanted)
+    if stop <= start:
         raise ValueError(
-            f"{path}: only WFDB records are read, and there is no header beside this file ({candidates[-1].name})."
+            f"duration_seconds is {stated.duration_seconds:g}, less than a sample at {sampling_rate:g} Hz."
         )
-    raise FileNotFoundError(f"{path}: no such record; looked for {', '.join(map(str, candidates)) or 'a name'}.")
+    return start, stop
+
+
+def _check_part(stated):
+    if not 0 <= stated.start_seconds < float("inf"):
+        raise ValueError(f"start_seconds is {stated.start_seconds!r}; a number of seconds from 0 on is accepted.")
+    if stated.duration_seconds is not None and not 0 < stated.duration_seconds < float("inf"):
+        raise ValueError(f"duration_seconds is {stated.duration_seconds!r}; a number above 0, or None for all.")
 
 
 def parse_comments(comments):

@@ -1,166 +1,68 @@
-"""WFDB records, single-segment, in all storage formats: `read_wfdb(header) -> WfdbContent`. Needs no wfdb package."""
+"""WFDB records of one or several segments, with annotations: `read_wfdb(header, stated) -> Record`. Needs no wfdb package."""
 
-import dataclasses
-import re
+from .records import Record, parse_comments
+from .wfdb_annotations import read_annotations
+from .wfdb_header import read_header
+from .wfdb_segments import ManySegments
+from .wfdb_signals import SingleSegment, lead_or_none
 
-import numpy as np
-
-from .leads import resolve_lead_name
-from .signal_ops import unit_to_mv
-from .wfdb_decoding import DIFFERENCES, FLAC_BITS, NO_VALUE, read_flac, read_plain
-from .wfdb_header import read_header, require_regular_file
-
-_CHUNK = 1 << 20  # samples converted at a time
+MOST_WARNINGS = 100  # of a record; a header can hold ten thousand lines that are each wrong
 
 
-@dataclasses.dataclass
-class WfdbContent:
-    """What a WFDB record holds: voltages only, in millivolt."""
-
-    signal: np.ndarray  # float32 (num_leads, num_samples), NaN where there is no value
-    sampling_rate: float
-    lead_names: list[str]
-    comments: list[str]
-    warnings: list[str]
-
-
-def read_wfdb(path):
-    """Return the `WfdbContent` of the record with the header file `path` (`pathlib.Path`).
+def read_wfdb(path, stated):
+    """Return the `Record` of the record with the header file `path` (`pathlib.Path`).
 
     Signals that are no voltage are left out, as are those of another rate than the leads, and `warnings` says so. Leads
-    with several samples per frame are read at their full rate; a skew is taken out.
+    with several samples per frame are read at their full rate; a skew is taken out. Of the data files only the part that
+    is asked for is read; check sums are compared where that is all. Annotations are those of the `.atr` file beside the
+    header, all of them, counted from the part's first sample.
 
     Raises:
         ValueError: the header or a data file is damaged, contradictory, or of a kind that is not read.
         OSError: a file is missing or is no regular file in the record's folder.
+        ImportError: a data file is compressed with FLAC, and soundfile is not installed.
     """
     header = read_header(path)
-    digital = {}
-    for file in dict.fromkeys(signal.file for signal in header.signals if signal.form):
-        group = {index: signal for index, signal in enumerate(header.signals) if signal.file == file}
-        digital.update(_read_data_file(path, group, header.num_frames, header.notes))
-    chosen = _choose_signals(header, digital, path)
-    out = np.full((len(chosen), max(len(digital[index]) for index in chosen)), np.nan, np.float32)
-    for row, index in zip(out, chosen):
-        _to_millivolt(digital[index], header.signals[index], row)
-    signals = [header.signals[index] for index in chosen]
-    rate = header.frame_rate * signals[0].samples_per_frame
-    return WfdbContent(out, rate, _standard_names(signals, header.notes), header.comments, header.notes)
+    source = ManySegments(path, header) if header.segments else SingleSegment(path, header)
+    per_frame = source.samples_per_frame
+    rate = header.frame_rate * per_frame
+    num_samples = source.num_frames * per_frame
+    start, stop = _part(stated, rate, num_samples, path)
+    first_frame, last_frame = start // per_frame, -(-stop // per_frame)
+    signal = source.read(first_frame, last_frame)
+    signal = signal[:, start - first_frame * per_frame : stop - first_frame * per_frame]
+    names = _standard_names(source.signals, header.notes)
+    annotations = read_annotations(path.with_suffix(".atr"), rate, per_frame, num_samples, header.notes)
+    for annotation in annotations:
+        annotation.sample -= start
+    warnings = list(dict.fromkeys(header.notes))
+    if len(warnings) > MOST_WARNINGS:
+        warnings[MOST_WARNINGS:] = [f"{path}: {len(warnings) - MOST_WARNINGS} more warnings, not listed."]
+    return Record(signal, rate, names, **parse_comments(header.comments), annotations=annotations, warnings=warnings)
 
 
-def _read_data_file(header_path, group, num_frames, notes):
-    """Return `{index: int array}` for the signals of one data file.
-
-    Args:
-        group: `{index: WfdbSignal}` of that file in the order of the header, which is their order in the file.
-        num_frames: frames that the header announces, or `None`.
-    """
-    file = next(iter(group.values())).file
-    where = f"{header_path}, data file {file[:80]}"
-    if file in (".", "..", "-") or re.search(r"[/\\\0:]", file):
-        raise ValueError(f"{where}: no plain file name; data files are read from the record's folder only.")
-    path = require_regular_file(header_path.parent / file)
-    frames = _read_frames(path, list(group.values()), num_frames, where)
-    if len(frames) == 0:
-        raise ValueError(f"{where}: no sample of each signal in {path.stat().st_size} bytes; the file is cut or empty.")
-    if num_frames and len(frames) < num_frames:
-        notes.append(f"{where}: ends early, {len(frames)} of {num_frames} announced samples are there.")
-    ends = np.cumsum([signal.samples_per_frame for signal in group.values()])
-    columns = np.split(frames[:num_frames], ends[:-1], axis=1)
-    out = {}
-    for (index, signal), column in zip(group.items(), columns):
-        out[index] = column.ravel()
-        if signal.form == DIFFERENCES:
-            out[index] = np.cumsum(out[index], dtype=np.int64) + signal.first_value
-        if num_frames and len(column) == num_frames:
-            _compare_checksum(out[index], signal, where, notes)
-        if signal.skew >= len(column):
-            notes.append(f'{where}: skew {signal.skew} of "{signal.name}" leaves none of its samples.')
-    return out
-
-
-def _read_frames(path, signals, num_frames, where):
-    """Return all whole frames of a data file, `(frames, samples of a frame)`, int32."""
-    first, per_frame = signals[0], sum(signal.samples_per_frame for signal in signals)
-    if any((signal.form, signal.offset) != (first.form, first.offset) for signal in signals):
-        raise ValueError(f"{where}: announced with different formats or offsets; a file has one of each.")
-    if first.form in FLAC_BITS:
-        if first.offset or per_frame != first.samples_per_frame * len(signals):
-            raise ValueError(f"{where}: FLAC with an offset, or with signals of different rates, cannot be read.")
-        samples = read_flac(
-            path, first.form, num_channels=len(signals), samples_per_frame=first.samples_per_frame, where=where
+def _part(stated, rate, num_samples, path):
+    """Return the first sample that is asked for, and the one after the last."""
+    start = round(min(stated.start_seconds * rate, 2.0**62))
+    length = num_samples if stated.duration_seconds is None else round(min(stated.duration_seconds * rate, 2.0**62))
+    if start >= num_samples:
+        raise ValueError(
+            f"{path}: start_seconds is {stated.start_seconds:g}, the recording ends at {num_samples / rate:g} s."
         )
-    else:
-        largest = num_frames and num_frames * per_frame
-        samples = read_plain(path, first.form, offset=first.offset, largest=largest)
-    return samples[: len(samples) // per_frame * per_frame].reshape(-1, per_frame)
-
-
-def _compare_checksum(values, signal, where, notes):
-    """Note a check sum that does not fit; the format keeps 16 bits of the sum, written with or without sign."""
-    found = int(values.sum(dtype=np.int64)) & 0xFFFF
-    if signal.checksum is not None and found != signal.checksum & 0xFFFF:
-        notes.append(
-            f'{where}: check sum of "{signal.name}" is {found}, the header says {signal.checksum}; '
-            "the data may be damaged, or another record's."
-        )
-
-
-def _choose_signals(header, digital, path):
-    """Return the indices of the voltages that have data, all at the rate of the leads among them; note the others."""
-    signals, notes, voltages = header.signals, header.notes, []
-    for index, signal in enumerate(signals):
-        if index not in digital:
-            notes.append(f'signal "{signal.name}" left out: no data stored.')
-        elif not _is_voltage(signal.unit):
-            notes.append(f'signal "{signal.name}" left out: its unit is {signal.unit}.')
-        else:
-            voltages.append(index)
-    if not voltages:
-        raise ValueError(f"{path}: no voltage with data among its signals; {' '.join(notes)}")
-    leads = [index for index in voltages if _lead_or_none(signals[index].name)]
-    per_frame = max(signals[index].samples_per_frame for index in leads[:1] or voltages)
-    for index in voltages:
-        if signals[index].samples_per_frame != per_frame:
-            notes.append(f'signal "{signals[index].name}" left out: its rate is not that of the leads.')
-    return [index for index in voltages if signals[index].samples_per_frame == per_frame]
-
-
-def _is_voltage(unit):
-    try:
-        return unit_to_mv(unit) > 0
-    except ValueError:
-        return False
-
-
-def _to_millivolt(values, signal, out):
-    """Write one signal to `out` (float32, filled with NaN) in millivolt, without its skew; no value is NaN."""
-    values = values[signal.skew * signal.samples_per_frame :]
-    for start in range(0, len(values), _CHUNK):
-        part = values[start : start + _CHUNK]
-        millivolt = (part - np.float64(signal.baseline)) / signal.gain * unit_to_mv(signal.unit)
-        if not np.abs(millivolt).max() < np.finfo(np.float32).max:
-            raise ValueError(f'Signal "{signal.name}": gain {signal.gain:g} gives values too large to be true.')
-        millivolt[part == NO_VALUE.get(signal.form)] = np.nan
-        out[start : start + len(part)] = millivolt
+    if length < 1:
+        raise ValueError(f"{path}: duration_seconds is {stated.duration_seconds:g}, less than a sample at {rate:g} Hz.")
+    return start, min(start + length, num_samples)
 
 
 def _standard_names(signals, notes):
     """Return standard names where they can be told, others as they are; a lead's second signal keeps its own name."""
-    given, names = [signal.name for signal in signals], []
-    for name in given:
-        standard = _lead_or_none(name)
-        if standard in names:
-            notes.append(
-                f'"{given[names.index(standard)]}" and "{name}" are both {standard}; the second keeps its name.'
-            )
+    names, rows = [], {}
+    for row, signal in enumerate(signals):
+        standard = lead_or_none(signal.name)
+        if standard in rows:
+            notes.append(f"rows {rows[standard]} and {row} are both {standard}; the second keeps its name.")
             standard = None
-        names.append(standard or name)
+        if standard:
+            rows[standard] = row
+        names.append(standard or signal.name)
     return names
-
-
-def _lead_or_none(name):
-    try:
-        return resolve_lead_name(name)
-    except ValueError:
-        return None
