@@ -861,7 +861,7 @@ def plot(results, path):
         panel.set(title=f"{leads} leads", xlabel="tokens of a record (leads x patches)")
         panel.grid(alpha=0.3, which="both")
     _plot_extrapolated(results, panels[1])
-    for panel, place in zip(panels, ("lower right", "upper left")):  # where no line runs
+    for panel, place in zip(panels, ("upper left", "lower left")):  # where no line runs
         panel.xaxis.set_minor_formatter(NullFormatter())
         if panel.lines:
             panel.legend(fontsize=8, loc=place)

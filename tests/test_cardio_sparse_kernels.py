@@ -536,6 +536,7 @@ def test_a_copy_that_is_imported_again_still_works(monkeypatch):
     name = "transformers_modules.other_model.cardio_sparse_kernels"
     first = load_copy(name, monkeypatch)
     second = load_copy(name, monkeypatch)
+    assert first._attention._qualname != second._attention._qualname  # under one name the first's would be freed memory
     assert_as_defined(Case(3, 7), operator=second.sparse_attention)
     assert_as_defined(Case(3, 7), operator=first.sparse_attention)
 

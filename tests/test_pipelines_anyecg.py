@@ -543,7 +543,7 @@ def test_a_saved_pipeline_loads_by_task(task, record, tmp_path):
 
 
 def test_a_missing_file_is_named_by_the_reader(classify, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no-such: no such record"):
+    with pytest.raises(FileNotFoundError, match="no-such: no such file"):
         classify(tmp_path / "no-such")
 
 

@@ -591,7 +591,16 @@ def _key_bias(key_mask, dtype):
 
 # The operator: opaque to torch.compile and torch.export, which only need its shapes
 
-_NAMESPACE = re.sub(r"\W", "_", __name__)  # a copy of this file, loaded from a checkpoint, brings its own operator
+
+def _free_namespace():
+    """Return a namespace for the operator that no other import of this file has: a copy loaded from a checkpoint brings its own,
+    and imported again it brings another, as the models of the first import still call theirs."""
+    own = re.sub(r"\W", "_", __name__)
+    names = (f"{own}_{i}" if i else own for i in itertools.count())
+    return next(name for name in names if not hasattr(getattr(torch.ops, name), "attention"))
+
+
+_NAMESPACE = _free_namespace()
 
 
 def _grid(q, num_leads, num_global, time_tolerance, lead_window):
