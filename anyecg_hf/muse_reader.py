@@ -9,11 +9,11 @@ import zlib
 
 import numpy as np
 
+from .record_fields import findings
 from .records import Annotation, Record, parse_sex, take_part
 from .xml_documents import (
     age_at,
     age_in_years,
-    findings,
     parse_base64,
     parse_list,
     parse_number,

@@ -10,7 +10,6 @@ OLDEST_AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
 _AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
-_DATA_SUFFIXES = {".dat", ".mat"}  # of a path that names the data file of a WFDB record
 _AGE = re.compile(r"<?\bage\b>?\s*[:=]\s*([^\s<,;]+)", re.IGNORECASE)
 _SEX = re.compile(r"<?\b(?:sex|gender)\b>?\s*[:=]\s*([^\s<,;]+)", re.IGNORECASE)
 _MIT_BIH = re.compile(r"(-?\d+)\s+([MF?])\b")  # "69 M 1085 1629 x1": age, sex, numbers of the recording

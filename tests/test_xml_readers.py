@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from xml_ecg_files import BIRTH_YEAR, SECRET, aecg, annotation, cardiosoft, diagnosis, muse, sierra, xli
 
+from anyecg_hf.record_fields import findings
 from anyecg_hf.records import read_record
-from anyecg_hf.xml_documents import DEEPEST, MOST_ELEMENTS, age_at, age_in_years, findings, parse_list
+from anyecg_hf.xml_documents import DEEPEST, MOST_ELEMENTS, age_at, age_in_years, parse_list
 
 ROWS = np.arange(24).reshape(2, 12) ** 2
 DOCUMENTS = {

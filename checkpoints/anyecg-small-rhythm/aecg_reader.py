@@ -11,13 +11,13 @@ import re
 
 import numpy as np
 
+from .record_fields import findings
 from .records import Annotation, Record, parse_sex, take_part
 from .signal_ops import unit_to_mv
 from .xml_documents import (
     LARGEST_PADDING,
     age_at,
     age_in_years,
-    findings,
     parse_list,
     parse_number,
     parse_rate,

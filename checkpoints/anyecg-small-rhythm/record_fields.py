@@ -1,9 +1,21 @@
-"""What several formats state in the same way: the age between two dates, lead names to keep apart."""
+"""What several formats state in the same way: the age between two dates, lead names to keep apart, findings in words."""
 
 import datetime
+import itertools
+import re
 
 from .leads import resolve_lead_name
 from .records import parse_age
+
+MOST_STATEMENTS, LONGEST_STATEMENT = 500, 1000  # what goes beyond is no finding
+_SIGNATURE = re.compile(
+    r"\b(?:confirmed|reviewed|edited|signed|over-?read|interpreted|referred|requested|ordered)\b.{0,60}\bby\b",
+    re.IGNORECASE,
+)
+_DATE_OR_TIME = re.compile(
+    r"\b\d{1,4}(?P<mark>[-/.])(?:\d{1,2}|[^\W\d_]{3,9})(?P=mark)\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?(?:\s?[AP]M\b)?",
+    re.IGNORECASE,
+)
 
 
 def years_between(birth, recording):
@@ -43,3 +55,13 @@ def standard_or_own_name(name):
         return resolve_lead_name(name)
     except ValueError:
         return name
+
+
+def findings(texts):
+    """Return statements without the lines that sign them ("Confirmed by ..."), without dates and times of day."""
+    kept = []
+    for text in itertools.islice(texts, MOST_STATEMENTS):
+        text = " ".join((text or "")[:LONGEST_STATEMENT].split())
+        if text and not _SIGNATURE.search(text):
+            kept.append(_DATE_OR_TIME.sub("", text).strip(" ,;-"))
+    return [text for text in kept if text]

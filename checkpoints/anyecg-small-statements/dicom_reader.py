@@ -11,11 +11,10 @@ import numpy as np
 
 from .dicom_elements import open_dicom
 from .leads import LEAD_IDS, STANDARD_LEADS
-from .record_fields import standard_lead_names, standard_or_own_name, years_between
+from .record_fields import findings, standard_lead_names, standard_or_own_name, years_between
 from .records import Annotation, Record, parse_age, parse_sex, part_to_read
 from .scp_reader import LEAD_NAMES
 from .signal_ops import HIGHEST_RATE, unit_to_mv
-from .xml_documents import findings
 
 _SEX, _AGE, _BIRTH = (0x0010, 0x0040), (0x0010, 0x1010), (0x0010, 0x0030)
 _DATES = ((0x0008, 0x002A), (0x0008, 0x0022), (0x0008, 0x0023), (0x0008, 0x0020))  # acquisition, content, study

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .record_fields import standard_lead_names, years_between
+from .record_fields import findings, standard_lead_names, years_between
 from .records import Record, parse_age, take_part
 from .regular_files import read_whole
 from .scp_huffman import decode_huffman, read_tables, undo_differences
-from .xml_documents import findings
 
 LARGEST_FILE_BYTES = 16_000_000  # section 6 holds at most 64 KiB of a lead
 _LARGEST_SIGNAL = 1_000_000  # values, of any file ...

@@ -6,7 +6,6 @@ declares anything itself is refused, so there are no entities to expand. Nothing
 
 import base64
 import codecs
-import itertools
 import re
 from xml.etree.ElementTree import TreeBuilder
 from xml.parsers import expat
@@ -21,7 +20,7 @@ from .signal_ops import HIGHEST_RATE
 LARGEST_BYTES = 32_000_000  # half an hour of 12 leads as text; the largest real file has half a million
 DEEPEST, MOST_ELEMENTS, LONGEST_TAG = 100, 300_000, 1_000_000  # the deepest has 25 levels, the largest 5,000 elements
 _PIECE_BYTES = 1 << 18
-MOST_LEADS, MOST_STATEMENTS, LONGEST_STATEMENT = 300, 500, 1000  # what goes beyond is no recording, or no finding
+MOST_LEADS = 300  # what goes beyond is no recording
 LARGEST_PADDING = 8  # times the samples there are: what may be filled with NaN where leads differ in length
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _DECLARED_ENCODING = re.compile(rb"\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*[\"']([\w.-]{1,40})")
@@ -31,14 +30,6 @@ _NOT_IN_LISTS = {" ": re.compile(r"[^-+.eE\d\s]", re.ASCII), ",": re.compile(r"[
 _PIECE = re.compile(r".{1,100000}[^\s,]*", re.DOTALL)  # ends where a number ends
 _LONGEST_NUMBER, _LARGEST_NUMBER = 40, 1e100  # digits; what any step can be multiplied with
 _YEARS = {"": 1.0, "a": 1.0, "y": 1.0, "mo": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25, "h": 1 / 8766}
-_SIGNATURE = re.compile(
-    r"\b(?:confirmed|reviewed|edited|signed|over-?read|interpreted|referred|requested|ordered)\b.{0,60}\bby\b",
-    re.IGNORECASE,
-)
-_DATE_OR_TIME = re.compile(
-    r"\b\d{1,4}(?P<mark>[-/.])(?:\d{1,2}|[^\W\d_]{3,9})(?P=mark)\d{2,4}\b|\b\d{1,2}:\d{2}(?::\d{2})?(?:\s?[AP]M\b)?",
-    re.IGNORECASE,
-)
 
 
 def read_xml(path, root_name):
@@ -219,13 +210,3 @@ def age_at(birth, recorded):
     except (TypeError, ValueError):
         return None
     return years_between(birth, recorded)
-
-
-def findings(texts):
-    """Return statements without the lines that sign them ("Confirmed by ..."), without dates and times of day."""
-    kept = []
-    for text in itertools.islice(texts, MOST_STATEMENTS):
-        text = " ".join((text or "")[:LONGEST_STATEMENT].split())
-        if text and not _SIGNATURE.search(text):
-            kept.append(_DATE_OR_TIME.sub("", text).strip(" ,;-"))
-    return [text for text in kept if text]

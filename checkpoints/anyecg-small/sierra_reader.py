@@ -12,11 +12,11 @@ import struct
 import numpy as np
 
 from .leads import STANDARD_LEADS
+from .record_fields import findings
 from .records import Record, parse_sex, take_part
 from .xml_documents import (
     age_at,
     age_in_years,
-    findings,
     parse_base64,
     parse_list,
     parse_number,
