@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import signal as scipy_signal
 
 from anyecg_hf import signal_ops
-from anyecg_hf.signal_ops import QualityFlag
 
 RATES = [100, 128, 200, 250, 257, 360, 500, 1000, 977.5, 499.97]
 
@@ -241,48 +240,3 @@ def test_gaps_are_bridged_by_straight_lines_around_the_mean_of_what_is_there():
 
 def test_a_lead_without_any_value_becomes_zeros():
     np.testing.assert_array_equal(signal_ops.fill_gaps(np.full((1, 5), np.nan)), np.zeros((1, 5)))
-
-
-def test_a_lead_at_its_rail_for_40_ms_is_saturated_there_and_only_there():
-    signal = signal_ops.fill_gaps(analytic_ecg(500, num_leads=2) * 5)
-    signal[0] = np.minimum(signal[0], 1.6)
-    signal[0, 1000:1040] = 1.6
-    found = signal_ops.saturated_samples(signal, 500)
-    assert found[0, 1000:1040].all() and not found[1].any() and found[0].sum() < 80
-
-
-def test_the_rounded_top_of_a_wave_is_no_rail():
-    signal = signal_ops.fill_gaps(np.round(analytic_ecg(500) / 0.005) * 0.005)
-    assert not signal_ops.saturated_samples(signal, 500).any()
-
-
-def flags_of(signal, saturated=None):
-    missing = np.isnan(signal)
-    filled = signal_ops.fill_gaps(signal)
-    saturated = np.zeros(signal.shape, bool) if saturated is None else saturated
-    return signal_ops.quality_flags(filled, missing, saturated, np.array([0, 500, 1000, 1500]))
-
-
-def test_a_patch_with_one_missing_value_is_missing_and_its_neighbours_are_not():
-    signal = analytic_ecg(500, 3, 2)
-    signal[1, 700] = np.nan
-    assert flags_of(signal).tolist() == [[0, 0, 0], [0, int(QualityFlag.MISSING), 0]]
-
-
-def test_a_patch_that_varies_less_than_a_microvolt_is_flat_whatever_its_offset():
-    signal = analytic_ecg(500, 3, 2)
-    signal[0, 500:1000] = 3.0
-    signal[1, 1000:] = -100 + 0.0005 * np.sin(np.arange(500))
-    assert flags_of(signal).tolist() == [[0, int(QualityFlag.FLAT), 0], [0, 0, int(QualityFlag.FLAT)]]
-
-
-def test_a_missing_patch_is_not_called_flat_for_the_line_that_bridges_it():
-    signal = analytic_ecg(500, 3, 1)
-    signal[0, 500:1000] = np.nan
-    assert flags_of(signal)[0, 1] == int(QualityFlag.MISSING)
-
-
-def test_a_saturated_patch_says_so():
-    saturated = np.zeros((1, 1500), bool)
-    saturated[0, 1200] = True
-    assert flags_of(analytic_ecg(500, 3, 1), saturated)[0, 2] == int(QualityFlag.SATURATED)

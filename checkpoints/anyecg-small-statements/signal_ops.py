@@ -1,6 +1,5 @@
-"""Units, resampling, filters, quality flags: arrays `(num_leads, num_samples)` in, arrays out. numpy and scipy only."""
+"""Units, resampling, filters: arrays `(num_leads, num_samples)` in, arrays out. numpy and scipy only."""
 
-import enum
 import functools
 import logging
 import math
@@ -14,27 +13,12 @@ logger = logging.getLogger(__name__)
 
 UNIT_TO_MV = {"nv": 1e-6, "uv": 1e-3, "mv": 1.0, "v": 1e3}
 LOWEST_RATE, HIGHEST_RATE = 50.0, 100_000.0  # Hz; below 50 a QRS complex is lost, above 100 kHz no ECG is recorded
-FLAT_STD_MV = 1e-3
-SATURATED_SECONDS, SATURATED_MV = 0.04, 1.0  # a rail: this long at the lead's extreme, this far from its mean
 PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # of the peak-to-peak value of a lead, median over the leads
 _HALF_LENGTH = 16  # of the resampling filter, in samples of the lower of the two rates
 _KAISER_BETA = 6.0
 _LARGEST_FACTOR = (
     20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
 )
-
-
-class QualityFlag(enum.IntFlag):
-    """What may be said of one patch of one lead; flags add up. 0 is a usable patch with nothing to say."""
-
-    MISSING = 1  # at least one sample had no value (NaN)
-    FLAT = 2  # standard deviation below 1 microvolt: no electrode, or a record filled up with zeros
-    SATURATED = 4  # stood at the lead's rail for 40 ms or longer; not masked
-    LIMITED = 8  # went beyond the extractor's +-clip_mv and was limited; not masked
-    PADDING = 16  # not part of the record: a lead or a stretch of time added to fill the batch
-
-
-UNUSABLE = QualityFlag.MISSING | QualityFlag.FLAT | QualityFlag.PADDING
 
 
 def to_millivolt(signal, units, record=None):
@@ -221,49 +205,6 @@ def check_band(sampling_rate, lowcut_hz, highcut_hz):
             f"Band of {lowcut_hz!r} to {highcut_hz!r} Hz at {sampling_rate:g} Hz; needed: "
             f"0 < lowcut_hz < highcut_hz < {sampling_rate / 2:g}, or None for an open side."
         )
-
-
-def saturated_samples(signal, sampling_rate):
-    """Return where a lead stands at a rail: boolean, the shape of `signal` (mV, gaps filled, at its own rate).
-
-    A rail is the lead's largest or smallest value, at least 1 mV from zero (its mean, after `fill_gaps`), for 40 ms.
-    """
-    shortest = max(4, math.ceil(SATURATED_SECONDS * sampling_rate))
-    found = np.zeros(signal.shape, bool)
-    for extreme in (signal.max(axis=1), signal.min(axis=1)):
-        for lead in np.flatnonzero(np.abs(extreme) >= SATURATED_MV):
-            _mark_runs(signal[lead] == extreme[lead], shortest, found[lead])
-    return found
-
-
-def _mark_runs(is_there, shortest, found):
-    """Set `found` where `is_there` holds for at least `shortest` samples on end."""
-    edges = np.flatnonzero(np.diff(is_there, prepend=False, append=False))
-    for start, stop in zip(edges[::2], edges[1::2], strict=True):
-        if stop - start >= shortest:
-            found[start:stop] = True
-
-
-def quality_flags(signal, missing, saturated, edges):
-    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: missing, flat, saturated.
-
-    Args:
-        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, gaps filled, not yet filtered.
-        missing, saturated (`np.ndarray` of the same shape, bool): see `numpy.isnan` and `saturated_samples`.
-        edges (`np.ndarray` of shape `(num_patches + 1,)`): first sample of each patch, and the end of the last.
-    """
-    inside = slice(edges[0], edges[-1])
-    starts, counts = edges[:-1] - edges[0], np.diff(edges)
-    values = signal[:, inside].astype(np.float64)
-    mean = np.add.reduceat(values, starts, axis=1) / counts
-    variance = np.add.reduceat(values**2, starts, axis=1) / counts - mean**2
-    # the second term: rounding of the squares when a lead wanders far from zero
-    flags = np.where(variance < FLAT_STD_MV**2 + 1e-12 * mean**2, int(QualityFlag.FLAT), 0)
-    for where, flag in ((missing, QualityFlag.MISSING), (saturated, QualityFlag.SATURATED)):
-        if where[:, inside].any():
-            flags |= np.logical_or.reduceat(where[:, inside], starts, axis=1) * int(flag)
-    flags[(flags & int(QualityFlag.MISSING)) != 0] &= ~int(QualityFlag.FLAT)  # what bridges a gap says nothing
-    return flags.astype(np.int64)
 
 
 _warned = set()

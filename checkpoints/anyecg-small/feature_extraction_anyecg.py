@@ -13,19 +13,15 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .leads import LEAD_IDS, STANDARD_LEADS, resolve_lead_names
 from .record_input import as_list_of_records, check_record
-from .signal_ops import (
+from .signal_ops import bandpass, check_band, check_sampling_rate, fill_gaps, lead_ranges, resample, warn_once
+from .signal_quality import (
     FLAT_STD_MV,
     UNUSABLE,
     QualityFlag,
-    bandpass,
-    check_band,
-    check_sampling_rate,
-    fill_gaps,
-    lead_ranges,
-    quality_flags,
-    resample,
+    explain_contradiction,
+    patch_flags,
+    sample_flags,
     saturated_samples,
-    warn_once,
 )
 
 # Keys that the library writes into preprocessor_config.json or hands to the constructor on its own account.
@@ -51,11 +47,12 @@ class _Prepared:
     """A record in the model's leads, filtered whole at the model's rate, and what its own samples say of quality."""
 
     values: np.ndarray  # (leads, samples at the model's rate), mV, filtered
-    filled: np.ndarray  # (leads, samples at the record's rate), mV, gaps bridged, not filtered
+    raw: np.ndarray  # as `values`, not filtered
+    filled: np.ndarray  # (leads, samples at the record's rate), mV, gaps bridged
     missing: np.ndarray  # bool, as `filled`
     saturated: np.ndarray  # bool, as `filled`
     is_flat: np.ndarray  # bool (leads,): the whole lead is flat
-    step: float  # samples of the record per sample of the model
+    sampling_rate: float  # of the record
     lead_names: list[str]
     name: str | None
 
@@ -64,8 +61,9 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
     """Turns ECG records into the input of the AnyECG models.
 
     Order of work: units to mV; gaps (NaN) bridged for the filters only; resampled to the model's rate; zero-phase
-    band-pass; limited to `±clip_mv`; cut into patches of `patch_size`. A patch with a gap and a flat patch are masked
-    (`attention_mask` 0, samples 0). A last patch of which less than half is there is left out, else filled up with 0.
+    band-pass; limited to `±clip_mv`; cut into patches of `patch_size`. Patches with a gap, flat ones, and those without the
+    heartbeats that the other leads show, are masked (`attention_mask` 0, samples 0). A last patch of which less than half
+    is there is left out, else filled up with 0.
 
     Args:
         sampling_rate (`int` or `float`): Hz, the model's rate.
@@ -235,21 +233,22 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         self._refuse_short(record)
         filled = fill_gaps(record.signal)
         missing = np.isnan(record.signal)
+        raw = resample(filled, record.sampling_rate, self.sampling_rate)
         return _Prepared(
-            values=self._filter(filled, record),
+            values=self._bandpass(raw),
+            raw=raw,
             filled=filled,
             missing=missing,
             saturated=saturated_samples(filled, record.sampling_rate),
             is_flat=(filled.std(axis=1) < FLAT_STD_MV) & ~missing.any(axis=1),
-            step=record.sampling_rate / self.sampling_rate,
+            sampling_rate=record.sampling_rate,
             lead_names=record.lead_names,
             name=record.name,
         )
 
-    def _filter(self, filled, record):
-        """Return `filled` at the model's rate and in its band."""
+    def _bandpass(self, raw):
         return bandpass(
-            resample(filled, record.sampling_rate, self.sampling_rate),
+            raw,
             self.sampling_rate,
             self.lowcut_hz,
             self.highcut_hz,
@@ -261,14 +260,22 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         """Return one unbatched item: the samples from `start` on, in patches, unusable ones masked and emptied."""
         stop = min(prepared.values.shape[1], start + (num_samples or prepared.values.shape[1]))
         num_patches = max(1, math.floor((stop - start) / self.patch_size + 0.5))
-        values = np.zeros((len(prepared.values), num_patches * self.patch_size), np.float32)
-        stop = min(stop, start + values.shape[1])
-        values[:, : stop - start] = prepared.values[:, start:stop]
-        flags = self._flags(prepared, start, stop, num_patches)
-        patches = values.reshape(len(values), num_patches, self.patch_size)  # a view
+        stop = min(stop, start + num_patches * self.patch_size)
+        filling = ((0, 0), (0, start + num_patches * self.patch_size - stop))
+        shape = (len(prepared.values), num_patches, self.patch_size)
+        patches = np.pad(prepared.values[:, start:stop], filling).reshape(shape)
+        flags = self._sample_flags(prepared, start, stop, num_patches)
+        flags |= patch_flags(
+            np.pad(prepared.raw[:, start:stop], filling, mode="edge").reshape(shape),
+            patches,
+            (flags & int(UNUSABLE)) == 0,
+            self.sampling_rate,
+            prepared.sampling_rate / 2,
+            prepared.lead_names,
+        )
         if self.clip_mv is not None:
             flags |= (np.abs(patches).max(axis=-1) > self.clip_mv) * int(QualityFlag.LIMITED)
-            np.clip(values, -self.clip_mv, self.clip_mv, out=values)
+            np.clip(patches, -self.clip_mv, self.clip_mv, out=patches)
         usable = (flags & int(UNUSABLE)) == 0
         if not usable.any():
             if not may_be_empty:
@@ -278,22 +285,22 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
                 f"{_where(prepared.name)}nothing usable from {start / self.sampling_rate:g} s on; window left out.",
             )
             return None
-        _warn_of_unusable_leads(usable, flags, prepared)
+        _warn_of_flags(usable, flags, patches, prepared)
         patches[~usable] = 0.0
-        lead_ids = np.array([LEAD_IDS[name] for name in prepared.lead_names], np.int64)
         return {
-            "input_values": values,
-            "lead_ids": lead_ids,
+            "input_values": patches.reshape(len(patches), -1),
+            "lead_ids": np.array([LEAD_IDS[name] for name in prepared.lead_names], np.int64),
             "attention_mask": usable.astype(np.int64),
             "quality": flags,
         }
 
-    def _flags(self, prepared, start, stop, num_patches):
-        """Return the quality flags `(leads, patches)` of the stretch from `start` to `stop` (samples of the model)."""
+    def _sample_flags(self, prepared, start, stop, num_patches):
+        """Return the flags `(leads, patches)` that the record's own samples show, from `start` to `stop` (of the model)."""
         edges = start + np.arange(num_patches + 1) * self.patch_size
-        edges = np.ceil(np.minimum(edges, stop) * prepared.step - 1e-6).astype(np.int64)
+        step = prepared.sampling_rate / self.sampling_rate
+        edges = np.ceil(np.minimum(edges, stop) * step - 1e-6).astype(np.int64)
         edges = np.minimum(edges, prepared.filled.shape[1])
-        flags = quality_flags(prepared.filled, prepared.missing, prepared.saturated, edges)
+        flags = sample_flags(prepared.filled, prepared.missing, prepared.saturated, prepared.sampling_rate, edges)
         flags[prepared.is_flat] |= int(QualityFlag.FLAT)
         return flags
 
@@ -371,13 +378,26 @@ def _require(condition, extractor, name, accepted):
         raise ValueError(f"{type(extractor).__name__}: {name}={getattr(extractor, name)!r}; accepted: {accepted}.")
 
 
-def _warn_of_unusable_leads(usable, flags, prepared):
+def _warn_of_flags(usable, flags, patches, prepared):
+    """Warn of leads that are masked from end to end, and of limb leads that contradict each other."""
     for lead in np.flatnonzero(~usable.any(axis=1)):
-        reason = "missing" if (flags[lead] & int(QualityFlag.MISSING)).any() else "flat"
+        reasons = ((QualityFlag.MISSING, "missing"), (QualityFlag.DISCONNECTED, "disconnected"))
+        found = [reason for flag, reason in reasons if (flags[lead] & int(flag)).any()]
+        reason = found[0] if found else "flat"
         warn_once(
             ("lead", reason),
             f"{_where(prepared.name)}lead {prepared.lead_names[lead]} is {reason} and masked. "
             "(Said once; attention_mask and quality name every such lead.)",
+        )
+    contradicts = ((flags & int(QualityFlag.INCONSISTENT)) != 0) & usable
+    leads = [name for name, each, used in zip(prepared.lead_names, contradicts, usable) if each.sum() > used.sum() / 2]
+    if leads:
+        change = explain_contradiction(patches, prepared.lead_names)
+        hint = f"They would agree if {change}" if change else "No exchange of two explains it: recorded at one time?"
+        warn_once(
+            ("limb leads", change),
+            f"{_where(prepared.name)}limb leads {', '.join(leads)} contradict each other (I + III = II, and what follows "
+            f"for aVR, aVL, aVF): possibly swapped. {hint}. Check lead_names. (Said once; quality names every such lead.)",
         )
 
 

@@ -5,15 +5,20 @@ import logging
 import numpy as np
 
 from .leads import LEAD_IDS
-from .signal_ops import UNUSABLE, QualityFlag
+from .signal_quality import ACCEPTABLE, UNUSABLE, QualityFlag, acceptability
 
 logger = logging.getLogger(__name__)
 
 _REASONS = {
     QualityFlag.MISSING: "missing",
     QualityFlag.FLAT: "flat",
+    QualityFlag.DISCONNECTED: "disconnected",
     QualityFlag.SATURATED: "saturated",
     QualityFlag.LIMITED: "limited",
+    QualityFlag.INCONSISTENT: "limb leads contradict",
+    QualityFlag.NOISE: "noise",
+    QualityFlag.DRIFT: "drift",
+    QualityFlag.MAINS: "mains",
 }
 _LEAD_NAMES = {lead_id: name for name, lead_id in LEAD_IDS.items()}
 _ALL_LEADS = "all"
@@ -33,21 +38,27 @@ def quality_report(items, start_seconds, *, patch_seconds, duration_seconds, mod
         `dict`:
         - `lead_names`: leads that were read; `absent_leads`: those of the model that the record lacks.
         - `masked`: stretches that the model did not see, as dicts of `lead` (`"all"`: no lead was usable there),
-          `start_seconds`, `end_seconds`, `reason` ("missing", "flat", "nothing usable").
-        - `doubtful`: stretches that it did see, likewise ("saturated", "limited" to the extractor's range).
+          `start_seconds`, `end_seconds`, `reason` ("missing", "flat", "disconnected", "nothing usable").
+        - `doubtful`: stretches that it did see, likewise ("saturated", "limited" to the extractor's range, "noise", "drift",
+          "mains", "limb leads contradict").
         - `usable_share`: 0 to 1, of lead-seconds. `num_windows`, `duration_seconds`, `notes`.
+        - `acceptability`: 0 to 1, see `anyecg_hf.signal_quality.acceptability`; `is_acceptable`: 0.92 and more.
     """
     lead_names = [_LEAD_NAMES[int(lead_id)] for lead_id in items[0]["lead_ids"]]
     found = _by_lead_and_reason(items, start_seconds, patch_seconds, duration_seconds, lead_names)
     ends = [start + item["attention_mask"].shape[1] * patch_seconds for item, start in zip(items, start_seconds)]
     found[_ALL_LEADS, "nothing usable"] = _gaps(_merged(zip(start_seconds, ends)), duration_seconds, patch_seconds)
-    masked = {key: found[key] for key in found if key[1] not in ("saturated", "limited")}
+    doubtful = {reason for flag, reason in _REASONS.items() if not flag & UNUSABLE}
+    masked = {key: found[key] for key in found if key[1] not in doubtful}
+    score = acceptability(np.concatenate([item["quality"] for item in items], axis=1))
     return {
         "lead_names": lead_names,
         "absent_leads": [name for name in model_leads if name not in lead_names],
         "masked": _as_list(masked),
         "doubtful": _as_list({key: found[key] for key in found if key not in masked}),
         "usable_share": _usable_share(masked, lead_names, duration_seconds),
+        "acceptability": round(score, 4),
+        "is_acceptable": score >= ACCEPTABLE,
         "num_windows": len(items),
         "duration_seconds": float(duration_seconds),
         "notes": list(notes),

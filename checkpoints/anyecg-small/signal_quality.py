@@ -1,0 +1,312 @@
+"""What may be wrong with a lead in a second: flags, measured on arrays, and a verdict on the whole record made of them.
+
+Two kinds of measure: on the record's own samples (`sample_flags`: gaps, flat stretches, rails), which any filter would
+smear; and on patches at the model's rate (`patch_flags`: mains, drift, electrodes that are off, leads that contradict).
+"""
+
+import enum
+import functools
+import itertools
+import math
+
+import numpy as np
+from scipy.ndimage import uniform_filter1d
+
+from .signal_ops import bandpass
+
+FLAT_STD_MV = 1e-3
+STILL_SECONDS = 0.3  # equal values for so long are no ECG: the smallest steps in use, 5 uV, change within 0.1 s
+SATURATED_SECONDS, SATURATED_MV = 0.04, 1.0  # a rail: this long at the lead's extreme, this far from its mean
+MAINS_HZ, MAINS_MV, MAINS_CONTRAST = (50.0, 60.0), 0.05, 3.0  # amplitude; times that of the neighbouring frequencies
+DRIFT_MV, DRIFT_HZ = 0.5, 0.5  # what the signal below 0.5 Hz moves within a patch
+BEATS_ALIKE, BEATS_ABSENT = 0.7, 0.3  # from, below: see `beat_agreement`
+LIMB_SHARE, LIMB_MV = 0.3, 0.05  # of the larger limb leads; what contradicts less is noise
+EXPLAINED_SHARE = 0.05  # of the patches of all leads: so few may go on contradicting after a change of names
+_SLOPE_SECONDS = 0.027  # the steepest part of a QRS complex
+_BLOCK_SECONDS, _SMOOTHED_BLOCKS = 0.02, 6
+_LEAST_SLOPE_MV = 0.005  # over `_SLOPE_SECONDS`: less is noise of the amplifier
+ACCEPTABLE = 0.92  # `acceptability` from which a record counts as acceptable: less than one of twelve leads is lost
+
+
+class QualityFlag(enum.IntFlag):
+    """What may be said of one patch of one lead; flags add up. 0 is a usable patch with nothing to say."""
+
+    MISSING = 1  # at least one sample had no value (NaN)
+    FLAT = 2  # standard deviation below 1 microvolt, or standing still for half of the patch: no signal
+    SATURATED = 4  # stood at the lead's rail for 40 ms or longer; not masked
+    LIMITED = 8  # went beyond the extractor's +-clip_mv and was limited; not masked
+    PADDING = 16  # not part of the record: a lead or a stretch of time added to fill the batch
+    MAINS = 32  # 50 or 60 Hz with an amplitude of 0.05 mV or more; not masked
+    DRIFT = 64  # the base line moves by 0.5 mV or more within the patch; not masked
+    NOISE = 128  # does not show the heartbeats that the other leads show, or no two leads show the same; not masked
+    DISCONNECTED = 256  # as NOISE, and so clearly that this lead cannot be on the patient
+    INCONSISTENT = 512  # limb leads contradict (I + III = II ...): perhaps swapped, or not simultaneous; not masked
+
+
+UNUSABLE = QualityFlag.MISSING | QualityFlag.FLAT | QualityFlag.PADDING | QualityFlag.DISCONNECTED
+# What a patch costs the verdict, by the worst of its flags. Not fitted: unusable, doubtful, disturbed. Names of leads that
+# contradict are no fault of the signal.
+_COST = {
+    QualityFlag.MAINS: 0.1,  # the band-pass takes it out
+    QualityFlag.DRIFT: 0.25,
+    QualityFlag.SATURATED: 0.5,
+    QualityFlag.LIMITED: 0.5,
+    QualityFlag.NOISE: 0.5,
+    UNUSABLE: 1.0,
+}
+
+
+def acceptability(quality):
+    """Return how usable a record is, from 0 (not at all) to 1 (nothing to say); `ACCEPTABLE` and more can be read.
+
+    One less the mean cost of a patch: 1 if it is masked, 0.5 if noisy or at a rail, 0.25 if the base line drifts, 0.1 for mains.
+
+    Args:
+        quality (`np.ndarray` of shape `(..., num_leads, num_patches)`, int): sums of `QualityFlag`; padding does not count.
+
+    Returns:
+        `np.ndarray` of shape `(...)`, or a float for one record; NaN where all is padding.
+    """
+    quality = np.asarray(quality)
+    cost = np.zeros(quality.shape)
+    for flags, each in _COST.items():
+        np.maximum(cost, each * ((quality & int(flags)) != 0), out=cost)
+    is_real = (quality & int(QualityFlag.PADDING)) == 0
+    counts = is_real.sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore"):
+        score = 1 - (cost * is_real).sum(axis=(-2, -1)) / counts
+    return float(score) if quality.ndim == 2 else score
+
+
+# On the samples of the record
+
+
+def sample_flags(signal, missing, saturated, sampling_rate, edges):
+    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: missing, flat, saturated.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, gaps filled, not yet filtered.
+        missing, saturated (`np.ndarray` of the same shape, bool): see `numpy.isnan` and `saturated_samples`.
+        sampling_rate (`float`): Hz.
+        edges (`np.ndarray` of shape `(num_patches + 1,)`): first sample of each patch, and the end of the last.
+    """
+    inside = slice(edges[0], edges[-1])
+    starts, counts = edges[:-1] - edges[0], np.diff(edges)
+    values = signal[:, inside].astype(np.float64)
+    mean = np.add.reduceat(values, starts, axis=1) / counts
+    variance = np.add.reduceat(values**2, starts, axis=1) / counts - mean**2
+    # the second term: rounding of the squares when a lead wanders far from zero
+    is_flat = variance < FLAT_STD_MV**2 + 1e-12 * mean**2
+    still = still_samples(signal[:, inside], sampling_rate)
+    if still.any():
+        is_flat |= np.add.reduceat(still, starts, axis=1, dtype=np.int64) >= counts / 2
+    flags = np.where(is_flat, int(QualityFlag.FLAT), 0)
+    for where, flag in ((missing, QualityFlag.MISSING), (saturated, QualityFlag.SATURATED)):
+        if where[:, inside].any():
+            flags |= np.logical_or.reduceat(where[:, inside], starts, axis=1) * int(flag)
+    flags[(flags & int(QualityFlag.MISSING)) != 0] &= ~int(QualityFlag.FLAT)  # what bridges a gap says nothing
+    return flags.astype(np.int64)
+
+
+def saturated_samples(signal, sampling_rate):
+    """Return where a lead stands at a rail: boolean, the shape of `signal` (mV, gaps filled, at its own rate).
+
+    A rail is the lead's largest or smallest value, at least 1 mV from zero (its mean, after `fill_gaps`), for 40 ms.
+    """
+    found = np.zeros(signal.shape, bool)
+    for extreme in (signal.max(axis=1, keepdims=True), signal.min(axis=1, keepdims=True)):
+        leads = np.flatnonzero(np.abs(extreme) >= SATURATED_MV)
+        if len(leads):
+            found[leads] |= _long_runs(signal[leads] == extreme[leads], SATURATED_SECONDS * sampling_rate)
+    return found
+
+
+def still_samples(signal, sampling_rate):
+    """Return where a lead does not change at all for 0.3 s or longer: boolean, the shape of `signal`."""
+    is_equal = np.zeros(signal.shape, bool)
+    np.equal(signal[:, 1:], signal[:, :-1], out=is_equal[:, 1:])
+    return _long_runs(is_equal, STILL_SECONDS * sampling_rate)
+
+
+def _long_runs(is_there, shortest):
+    """Return where `is_there` holds for at least `shortest` samples on end (never fewer than 4)."""
+    shortest = max(4, math.ceil(shortest))
+    padded = np.zeros((len(is_there), is_there.shape[1] + 2), np.int8)
+    padded[:, 1:-1] = is_there
+    steps = np.diff(padded, axis=1)  # (leads, samples + 1): 1 at the start of a run, -1 behind its end
+    starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
+    is_long = stops - starts >= shortest
+    steps.fill(0)
+    steps.reshape(-1)[starts[is_long]] = 1
+    steps.reshape(-1)[stops[is_long]] = -1
+    return steps[:, :-1].cumsum(axis=1, dtype=np.int8).view(bool)
+
+
+# On patches at the model's rate
+
+
+def patch_flags(raw, filtered, usable, sampling_rate, bandwidth_hz, lead_names):
+    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: mains, drift, noise, disconnected,
+    inconsistent. 0 where a patch is not usable.
+
+    Args:
+        raw, filtered (`np.ndarray` of shape `(num_leads, num_patches, patch_size)`): the same stretch of a record in mV,
+            gaps filled, before and after the model's band-pass.
+        usable (`np.ndarray` of shape `(num_leads, num_patches)`, bool): False where `sample_flags` found a gap or nothing.
+        sampling_rate (`float`): Hz, of both.
+        bandwidth_hz (`float`): half of the rate at which the record was taken; there are no higher frequencies in it.
+        lead_names (list of `str`): standard names.
+    """
+    agreement, around = beat_agreement(filtered, usable, sampling_rate)
+    num_agreeing = ((around >= BEATS_ALIKE) & usable).sum(axis=0)
+    # not so in fibrillation, nor where all is noise: there no lead is worse than the others
+    most_agree = (num_agreeing >= 2) & (2 * num_agreeing > usable.sum(axis=0))
+    flags = np.zeros(raw.shape[:2], np.int64)
+    for found, flag in (
+        (mains_amplitude(raw, sampling_rate, bandwidth_hz) >= MAINS_MV, QualityFlag.MAINS),
+        (drift(raw, sampling_rate) >= DRIFT_MV, QualityFlag.DRIFT),
+        (around < BEATS_ALIKE, QualityFlag.NOISE),
+        ((agreement < BEATS_ALIKE) & (around < BEATS_ABSENT) & most_agree, QualityFlag.DISCONNECTED),
+        (limb_leads_contradict(filtered, lead_names), QualityFlag.INCONSISTENT),
+    ):
+        flags[found & usable] |= int(flag)
+    return flags
+
+
+def mains_amplitude(patches, sampling_rate, bandwidth_hz):
+    """Return the amplitude of 50 or 60 Hz in each patch, mV; 0 where it does not stand out from its neighbours.
+
+    Args: see `patch_flags`. Lines that the record cannot hold are not looked for.
+    """
+    num_samples = patches.shape[-1]
+    amplitude = np.zeros(patches.shape[:-1])
+    for line in MAINS_HZ:
+        beside = max(4.0, 3 * sampling_rate / num_samples)  # the window's main lobe, and more
+        if line + beside > min(bandwidth_hz, sampling_rate / 2):
+            continue
+        parts = patches @ _mains_basis(num_samples, float(sampling_rate), line, beside)
+        each = np.hypot(parts[..., :3], parts[..., 3:])  # at the line, below, above
+        stands_out = each[..., 0] >= MAINS_CONTRAST * each[..., 1:].max(axis=-1)
+        amplitude = np.maximum(amplitude, np.where(stands_out, each[..., 0], 0.0))
+    return amplitude
+
+
+@functools.lru_cache(maxsize=8)
+def _mains_basis(num_samples, sampling_rate, line, beside):
+    """Return `(num_samples, 6)`: cosines and sines at the line, below, above, in a window that lets nothing else through."""
+    window = np.hanning(num_samples + 2)[1:-1]
+    angles = 2 * np.pi / sampling_rate * np.outer(np.arange(num_samples), [line, line - beside, line + beside])
+    waves = np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    return (window[:, None] * waves * (2 / window.sum())).astype(np.float32)
+
+
+def drift(patches, sampling_rate):
+    """Return how far the base line (what lies below 0.5 Hz) moves within each patch, mV, `(num_leads, num_patches)`."""
+    num_leads, num_patches, patch_size = patches.shape
+    per_patch = max(2, round(patch_size / sampling_rate * 10))
+    means = _block_means(patches, per_patch)
+    rate = per_patch * sampling_rate / patch_size
+    base_line = (means - bandpass(means, rate, DRIFT_HZ)).reshape(num_leads, num_patches, per_patch)
+    return np.ptp(base_line, axis=-1)
+
+
+def beat_agreement(patches, usable, sampling_rate):
+    """Return how well each lead follows the heartbeats that the other leads show, around each patch: -1 to 1.
+
+    A heartbeat is where all leads are steep at once. The steepness of a lead, smoothed over 0.12 s, is correlated with the
+    mean of the others: over the patch, and over the patch with a second to each side. 1 where nothing can be said: fewer than
+    three leads, or no beat.
+
+    Args: `patches` as `filtered` of `patch_flags`. Unusable ones have no beats. Returns: both, float `(num_leads, num_patches)`.
+    """
+    num_leads, num_patches, patch_size = patches.shape
+    if usable.any(axis=1).sum() < 3:
+        return np.ones((2, num_leads, num_patches))
+    per_patch = max(4, round(patch_size / sampling_rate / _BLOCK_SECONDS))
+    steepness = uniform_filter1d(
+        _block_means(_slope(patches, sampling_rate) * usable[..., None], per_patch), _SMOOTHED_BLOCKS, axis=1
+    )
+    # a beat of this lead: the steepest block of most patches, so that one with an artefact does not hide the beats of others
+    steepest = steepness.reshape(num_leads, num_patches, per_patch).max(axis=-1)
+    scale = np.maximum(np.quantile(steepest, 0.85, axis=1, keepdims=True), _LEAST_SLOPE_MV)
+    own = np.minimum(steepness / scale, 1.0).astype(np.float64)
+    others = own.sum(axis=0) - own  # the mean of the others, but for a factor
+
+    products = np.stack([own, others, own * others, own**2, others**2])
+    in_patch = products.reshape(5, num_leads, num_patches, per_patch).mean(axis=-1)
+    reach = max(1, round(sampling_rate / patch_size))  # patches to each side: a second
+    num_others = np.maximum(1, usable.sum(axis=0) - usable)
+    return _correlation(in_patch, num_others), _correlation(
+        uniform_filter1d(in_patch, 2 * reach + 1, axis=2), num_others
+    )
+
+
+def _correlation(means, num_others):
+    """Return the correlation of a lead with the sum of `num_others` other ones, from the means that `beat_agreement` makes."""
+    own, others, product, own_squared, others_squared = means
+    least = 1e-3  # of one lead; with beats it is ten times that: nothing there to follow, or nothing that follows
+    variance, variance_others = own_squared - own**2, others_squared - others**2
+    size = np.sqrt(np.maximum(variance, least) * np.maximum(variance_others, least * num_others**2))
+    return np.where(variance_others < least * num_others**2, 1.0, (product - own * others) / size)
+
+
+def limb_leads_contradict(patches, lead_names):
+    """Return in which patches of which limb leads these contradict each other: bool `(num_leads, num_patches)`.
+
+    Checked are I + III = II and aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2, where the leads are present.
+    """
+    rows = {name: row for row, name in enumerate(lead_names)}
+    found = np.zeros(patches.shape[:2], bool)
+    for factors in _SUMS_TO_ZERO:
+        if all(name in rows for name in factors):
+            used = [rows[name] for name in factors]
+            rest = np.tensordot(np.array(list(factors.values()), np.float32), patches[used], 1)
+            size = np.sqrt(np.square(patches[used]).mean(axis=-1)).max(axis=0)
+            found[used] |= np.sqrt(np.square(rest).mean(axis=-1)) > LIMB_SHARE * size + LIMB_MV
+    return found
+
+
+def explain_contradiction(patches, lead_names):
+    """Return what would make limb leads agree that contradict each other: `"aVL and aVF were exchanged"`, `"III were
+    reversed"`, or `None` if no such single change would.
+
+    Args: as for `limb_leads_contradict`.
+    """
+    limb_leads = [name for name in lead_names if any(name in factors for factors in _SUMS_TO_ZERO)]
+    signs = np.ones((len(lead_names), 1, 1), np.float32)
+    for one, other in itertools.combinations(limb_leads, 2):
+        names = [{one: other, other: one}.get(name, name) for name in lead_names]
+        if limb_leads_contradict(patches, names).mean() < EXPLAINED_SHARE:
+            return f"{one} and {other} were exchanged"
+    for name in limb_leads:
+        row = lead_names.index(name)
+        signs[row] = -1
+        if limb_leads_contradict(patches * signs, lead_names).mean() < EXPLAINED_SHARE:
+            return f"{name} were reversed"
+        signs[row] = 1
+    return None
+
+
+_SUMS_TO_ZERO = (
+    {"I": 1, "II": -1, "III": 1},
+    {"I": 0.5, "II": 0.5, "aVR": 1},
+    {"I": -1, "II": 0.5, "aVL": 1},
+    {"I": 0.5, "II": -1, "aVF": 1},
+)
+
+
+def _slope(patches, sampling_rate):
+    """Return by how much each lead changes within 27 ms, in the shape of `patches`; 0 at the ends."""
+    signal = patches.reshape(len(patches), -1)
+    lag = max(1, round(_SLOPE_SECONDS * sampling_rate))
+    slope = np.zeros(signal.shape, np.float32)
+    stop = lag // 2 + signal.shape[1] - lag
+    np.abs(signal[:, lag:] - signal[:, :-lag], out=slope[:, lag // 2 : stop])
+    return slope.reshape(patches.shape)
+
+
+def _block_means(patches, per_patch):
+    """Return means of blocks of equal length (to a sample), `per_patch` of them a patch: `(num_leads, blocks)`."""
+    edges = np.linspace(0, patches.shape[-1], per_patch + 1).round().astype(np.int64)
+    sums = np.add.reduceat(patches, edges[:-1], axis=-1)
+    return (sums / np.diff(edges).astype(np.float32)).reshape(len(patches), -1)
