@@ -10,7 +10,7 @@ from .dicom_reader import read_dicom
 from .edf_reader import read_edf
 from .ishne_reader import read_ishne
 from .muse_reader import read_cardiosoft, read_muse
-from .regular_files import read_start, require_regular_file
+from .regular_files import read_start
 from .scp_reader import read_scp
 from .sierra_reader import read_sierra
 from .wfdb_reader import read_wfdb
@@ -65,7 +65,7 @@ def find_file(path):
         return header, "WFDB"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, and no WFDB header {path.name}.hea either.")
-    file_format = _recognise(read_start(require_regular_file(path), _START_BYTES))
+    file_format = _recognise(read_start(path, _START_BYTES))
     if path.suffix == ".hea" and file_format in (None, "CSV"):
         return path, "WFDB"
     if header is not None and file_format in (None, "CSV", "CPSC-2018 MAT"):

@@ -13,6 +13,8 @@ def require_regular_file(path):
         OSError: there is none, it is a folder, pipe or device, or a link that leads elsewhere.
     """
     try:
+        if stat.S_ISREG(path.lstat().st_mode):  # no link: it is where it says
+            return path
         mode, target, home = path.stat().st_mode, path.resolve(), path.parent.resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a null byte in the name
         reason = getattr(error, "strerror", None) or error

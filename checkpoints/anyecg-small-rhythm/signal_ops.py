@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 UNIT_TO_MV = {"nv": 1e-6, "uv": 1e-3, "mv": 1.0, "v": 1e3}
 LOWEST_RATE, HIGHEST_RATE = 50.0, 100_000.0  # Hz; below 50 a QRS complex is lost, above 100 kHz no ECG is recorded
 PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # of the peak-to-peak value of a lead, median over the leads
-_HALF_LENGTH = 16  # of the resampling filter, in samples of the lower of the two rates
-_KAISER_BETA = 6.0
+_LONGEST_HALF = 20  # of the resampling filter, in samples of the lower of the two rates
+_KAISER_BETA = 8.0
 _LARGEST_FACTOR = (
     20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
 )
@@ -42,22 +42,27 @@ def to_millivolt(signal, units, record=None):
         raise ValueError(
             f"{_where(record)}{len(units)} units for {len(signal)} leads; pass one for all, or one per lead."
         )
-    factors = np.array([unit_to_mv(unit, record) for unit in units])
-    if not np.all(factors == 1.0):
-        signal = (signal * factors[:, None]).astype(signal.dtype)
+    factors = [unit_to_mv(unit, record) for unit in units]
+    if any(factor != 1.0 for factor in factors):
+        signal = (signal * np.array(factors)[:, None]).astype(signal.dtype)
     warn_if_implausible(signal, record)
     return signal
 
 
 def unit_to_mv(unit, record=None):
     """Return the factor that turns a voltage in `unit` into millivolt; `ValueError` for what is no unit of voltage."""
-    key = unit.strip().replace("µ", "u").replace("μ", "u").lower() if isinstance(unit, str) else None
-    if key not in UNIT_TO_MV:
+    factor = _factor(unit) if isinstance(unit, str) and len(unit) <= 16 else None
+    if factor is None:
         raise ValueError(
             f'{_where(record)}unit {unit!r} is not a known unit of voltage. Known: "nV", "uV" (or "µV"), "mV", "V". '
             'Pass units="mV" or what the signal is stored in; leave rows out that are no voltage.'
         )
-    return UNIT_TO_MV[key]
+    return factor
+
+
+@functools.lru_cache(maxsize=256)
+def _factor(unit):
+    return UNIT_TO_MV.get(unit.strip().replace("µ", "u").replace("μ", "u").lower())
 
 
 def warn_if_implausible(signal, record=None):
@@ -109,12 +114,14 @@ def fill_gaps(signal):
     return filled
 
 
-def resample(signal, sampling_rate, target_rate):
+def resample(signal, sampling_rate, target_rate, passband_hz=None):
     """Return `signal` at `target_rate`, low-passed first when going down. Zero phase; the ends are mirrored.
 
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, finite.
         sampling_rate, target_rate (`float`): Hz, above zero. Need not be integers (PTB 1000, INCART 257).
+        passband_hz (`float`, *optional*): up to where the result has to be right; the lower it is, the shorter is the filter
+            that does it. `None`: nearly up to half of the lower rate.
 
     Returns:
         `np.ndarray` of shape `(num_leads, round(num_samples * target_rate / sampling_rate))`, float32; sample 0 stays
@@ -132,13 +139,15 @@ def resample(signal, sampling_rate, target_rate):
     num_out = math.floor(signal.shape[1] * target_rate / sampling_rate + 0.5)
     if up == down:
         return signal.copy()
-    taps, margin, offset = _resampling_filter(up, down)
+    half_length = _half_length(passband_hz, min(sampling_rate, target_rate))
+    taps, margin, offset = _resampling_filter(up, down, half_length)
     mean = signal.mean(axis=1, keepdims=True)
     right = margin + down // up + 1  # outputs up to half a step beyond the last sample
     padded = np.pad(signal - mean, ((0, 0), (margin, right)), mode="reflect")
     return upfirdn(taps, padded, up, down, axis=1)[:, offset : offset + num_out] + mean
 
 
+@functools.lru_cache(maxsize=64)
 def rational_ratio(sampling_rate, target_rate):
     """Return integers `(up, down)`, neither above 20,000, with `up / down` = `target_rate / sampling_rate` (25 ppm)."""
     ratio = Fraction(target_rate).limit_denominator(10_000) / Fraction(sampling_rate).limit_denominator(10_000)
@@ -149,11 +158,17 @@ def rational_ratio(sampling_rate, target_rate):
     return ratio.numerator, ratio.denominator
 
 
+def _half_length(passband_hz, lower_rate):
+    """Return half the length of the resampling filter, in samples of the lower rate: 80 dB beside the transition (Kaiser)."""
+    transition = 0.0 if passband_hz is None else 1 - 2 * passband_hz / lower_rate
+    return max(2, min(_LONGEST_HALF, math.ceil(2.55 / max(transition, 1e-9))))
+
+
 @functools.lru_cache(maxsize=16)
-def _resampling_filter(up, down):
+def _resampling_filter(up, down, half_length):
     """Return `(taps, margin, offset)`: a windowed sinc, the input samples needed at each end, the first output kept."""
     slower = max(up, down)
-    half = _HALF_LENGTH * slower
+    half = half_length * slower
     time = np.arange(-half, half + 1) / slower  # in samples of the lower rate
     taps = np.sinc(time) * np.kaiser(2 * half + 1, _KAISER_BETA)
     margin = math.ceil(half / up)
@@ -184,17 +199,22 @@ def bandpass(signal, sampling_rate, lowcut_hz=None, highcut_hz=None, *, lowcut_o
     """
     check_band(sampling_rate, lowcut_hz, highcut_hz)
     signal = np.asarray(signal, np.float32)
-    num_samples = signal.shape[1]
-    frequencies = np.arange(num_samples) * (sampling_rate / (2 * num_samples))  # of the cosine transform, in Hz
+    spectrum = fft.dct(signal, type=2, axis=1, norm="ortho")
+    spectrum *= _gain(signal.shape[1], float(sampling_rate), lowcut_hz, highcut_hz, lowcut_order, highcut_order)
+    return fft.idct(spectrum, type=2, axis=1, norm="ortho", overwrite_x=True)
+
+
+@functools.lru_cache(maxsize=4)  # records and windows of one length come in rows
+def _gain(num_samples, sampling_rate, lowcut_hz, highcut_hz, lowcut_order, highcut_order):
+    """Return the gain of each term of the cosine transform, float32 `(num_samples,)`."""
+    frequencies = np.arange(num_samples) * (sampling_rate / (2 * num_samples))  # Hz
     gain = np.ones(num_samples)
     if lowcut_hz is not None:
         power = (frequencies / lowcut_hz) ** (2 * lowcut_order)
         gain *= power / (1 + power)
     if highcut_hz is not None:
         gain /= 1 + (frequencies / highcut_hz) ** (2 * highcut_order)
-    spectrum = fft.dct(signal, type=2, axis=1, norm="ortho")
-    spectrum *= gain.astype(np.float32)
-    return fft.idct(spectrum, type=2, axis=1, norm="ortho", overwrite_x=True)
+    return gain.astype(np.float32)
 
 
 def check_band(sampling_rate, lowcut_hz, highcut_hz):

@@ -16,6 +16,7 @@ from .record_input import as_list_of_records, check_record
 from .signal_ops import bandpass, check_band, check_sampling_rate, fill_gaps, lead_ranges, resample, warn_once
 from .signal_quality import (
     FLAT_STD_MV,
+    MAINS_HZ,
     UNUSABLE,
     QualityFlag,
     explain_contradiction,
@@ -233,18 +234,23 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         self._refuse_short(record)
         filled = fill_gaps(record.signal)
         missing = np.isnan(record.signal)
-        raw = resample(filled, record.sampling_rate, self.sampling_rate)
+        raw = resample(filled, record.sampling_rate, self.sampling_rate, self._passband_hz)
         return _Prepared(
             values=self._bandpass(raw),
             raw=raw,
             filled=filled,
             missing=missing,
             saturated=saturated_samples(filled, record.sampling_rate),
-            is_flat=(filled.std(axis=1) < FLAT_STD_MV) & ~missing.any(axis=1),
+            is_flat=(np.square(filled).mean(axis=1) < FLAT_STD_MV**2) & ~missing.any(axis=1),  # its mean is 0
             sampling_rate=record.sampling_rate,
             lead_names=record.lead_names,
             name=record.name,
         )
+
+    @property
+    def _passband_hz(self):
+        """What resampling has to leave alone: what the band-pass lets through, to a thousandth, and the mains."""
+        return None if self.highcut_hz is None else max(1.5 * self.highcut_hz, MAINS_HZ[-1] + 4)
 
     def _bandpass(self, raw):
         return bandpass(
@@ -261,12 +267,10 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         stop = min(prepared.values.shape[1], start + (num_samples or prepared.values.shape[1]))
         num_patches = max(1, math.floor((stop - start) / self.patch_size + 0.5))
         stop = min(stop, start + num_patches * self.patch_size)
-        filling = ((0, 0), (0, start + num_patches * self.patch_size - stop))
-        shape = (len(prepared.values), num_patches, self.patch_size)
-        patches = np.pad(prepared.values[:, start:stop], filling).reshape(shape)
+        patches = self._patches(prepared.values[:, start:stop], num_patches, mode="constant")
         flags = self._sample_flags(prepared, start, stop, num_patches)
         flags |= patch_flags(
-            np.pad(prepared.raw[:, start:stop], filling, mode="edge").reshape(shape),
+            self._patches(prepared.raw[:, start:stop], num_patches, mode="edge"),
             patches,
             (flags & int(UNUSABLE)) == 0,
             self.sampling_rate,
@@ -293,6 +297,12 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             "attention_mask": usable.astype(np.int64),
             "quality": flags,
         }
+
+    def _patches(self, signal, num_patches, mode):
+        """Return a copy of `signal` as `(leads, patches, patch_size)`, what is missing at its end filled as `mode` says."""
+        missing = num_patches * self.patch_size - signal.shape[1]
+        signal = np.pad(signal, ((0, 0), (0, missing)), mode=mode) if missing else signal.copy()
+        return signal.reshape(len(signal), num_patches, self.patch_size)
 
     def _sample_flags(self, prepared, start, stop, num_patches):
         """Return the flags `(leads, patches)` that the record's own samples show, from `start` to `stop` (of the model)."""

@@ -1,5 +1,6 @@
 """Lead names: their one spelling, their ids, the aliases understood, and the limb leads that follow from I and II."""
 
+import functools
 import re
 import unicodedata
 
@@ -8,6 +9,7 @@ import numpy as np
 STANDARD_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
 FRANK_LEADS = ("X", "Y", "Z")
 LEAD_IDS = {name: index for index, name in enumerate(STANDARD_LEADS + FRANK_LEADS, start=1)}  # 0 is padding
+_LONGEST_NAME = 64  # of a lead that can be known
 LIMB_LEADS_FROM_I_AND_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
 
 _PREFIX = re.compile(r"^(?:(?:ecg|ekg)(?=[\s_:.]|lead))?[\s_:.]*(?:lead)?[\s_:.]*")
@@ -41,8 +43,8 @@ def resolve_lead_name(name, lead_aliases=None, record=None):
     """
     if not isinstance(name, str):
         raise TypeError(f"{_where(record)}a lead's name is {name!r} ({type(name).__name__}); lead names are strings.")
-    aliases = _normalised_aliases(lead_aliases, record)
-    found = aliases.get(_normalise(name)) or _BUILT_IN_ALIASES.get(_normalise(name))
+    normalised = _normalise(name)
+    found = _normalised_aliases(lead_aliases, record).get(normalised) or _BUILT_IN_ALIASES.get(normalised)
     if found is None:
         raise ValueError(_unknown_lead_message(name, record))
     return found
@@ -113,6 +115,13 @@ def derive_limb_leads(signal, lead_names):
 
 
 def _normalise(name):
+    return (
+        _normalise_short(name) if len(name) <= _LONGEST_NAME else name
+    )  # names of hostile files do not fill the memory
+
+
+@functools.lru_cache(maxsize=1024)
+def _normalise_short(name):
     """`" ECG lead_II "` -> `"ii"`: what two spellings of a lead have in common. A leading sign is kept."""
     text = unicodedata.normalize("NFKC", name).strip().casefold()
     return re.sub(r"[\s_]+", "", _PREFIX.sub("", text))

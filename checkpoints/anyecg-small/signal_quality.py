@@ -136,6 +136,8 @@ def _long_runs(is_there, shortest):
     steps = np.diff(padded, axis=1)  # (leads, samples + 1): 1 at the start of a run, -1 behind its end
     starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
     is_long = stops - starts >= shortest
+    if not is_long.any():
+        return np.zeros(is_there.shape, bool)
     steps.fill(0)
     steps.reshape(-1)[starts[is_long]] = 1
     steps.reshape(-1)[stops[is_long]] = -1
@@ -169,8 +171,8 @@ def patch_flags(raw, filtered, usable, sampling_rate, bandwidth_hz, lead_names):
         ((agreement < BEATS_ALIKE) & (around < BEATS_ABSENT) & most_agree, QualityFlag.DISCONNECTED),
         (limb_leads_contradict(filtered, lead_names), QualityFlag.INCONSISTENT),
     ):
-        flags[found & usable] |= int(flag)
-    return flags
+        flags |= found * int(flag)
+    return flags * usable
 
 
 def mains_amplitude(patches, sampling_rate, bandwidth_hz):
@@ -223,17 +225,17 @@ def beat_agreement(patches, usable, sampling_rate):
     if usable.any(axis=1).sum() < 3:
         return np.ones((2, num_leads, num_patches))
     per_patch = max(4, round(patch_size / sampling_rate / _BLOCK_SECONDS))
-    steepness = uniform_filter1d(
-        _block_means(_slope(patches, sampling_rate) * usable[..., None], per_patch), _SMOOTHED_BLOCKS, axis=1
-    )
+    slope = _slope(patches, sampling_rate)
+    slope[~usable] = 0
+    steepness = uniform_filter1d(_block_means(slope, per_patch), _SMOOTHED_BLOCKS, axis=1)
     # a beat of this lead: the steepest block of most patches, so that one with an artefact does not hide the beats of others
-    steepest = steepness.reshape(num_leads, num_patches, per_patch).max(axis=-1)
-    scale = np.maximum(np.quantile(steepest, 0.85, axis=1, keepdims=True), _LEAST_SLOPE_MV)
-    own = np.minimum(steepness / scale, 1.0).astype(np.float64)
+    steepest = np.sort(steepness.reshape(num_leads, num_patches, per_patch).max(axis=-1), axis=1)
+    scale = np.maximum(steepest[:, [math.ceil(0.85 * (num_patches - 1))]], _LEAST_SLOPE_MV)
+    own = np.minimum(steepness / scale, 1.0)
     others = own.sum(axis=0) - own  # the mean of the others, but for a factor
 
     products = np.stack([own, others, own * others, own**2, others**2])
-    in_patch = products.reshape(5, num_leads, num_patches, per_patch).mean(axis=-1)
+    in_patch = products.reshape(5, num_leads, num_patches, per_patch).mean(axis=-1, dtype=np.float64)
     reach = max(1, round(sampling_rate / patch_size))  # patches to each side: a second
     num_others = np.maximum(1, usable.sum(axis=0) - usable)
     return _correlation(in_patch, num_others), _correlation(
@@ -257,13 +259,17 @@ def limb_leads_contradict(patches, lead_names):
     """
     rows = {name: row for row, name in enumerate(lead_names)}
     found = np.zeros(patches.shape[:2], bool)
+    size = {name: _rms(patches[rows[name]]) for name in _LIMB_LEADS if name in rows}
     for factors in _SUMS_TO_ZERO:
         if all(name in rows for name in factors):
-            used = [rows[name] for name in factors]
-            rest = np.tensordot(np.array(list(factors.values()), np.float32), patches[used], 1)
-            size = np.sqrt(np.square(patches[used]).mean(axis=-1)).max(axis=0)
-            found[used] |= np.sqrt(np.square(rest).mean(axis=-1)) > LIMB_SHARE * size + LIMB_MV
+            rest = _rms(sum(np.float32(factor) * patches[rows[name]] for name, factor in factors.items()))
+            largest = np.maximum.reduce([size[name] for name in factors])
+            found[[rows[name] for name in factors]] |= rest > LIMB_SHARE * largest + LIMB_MV
     return found
+
+
+def _rms(patches):
+    return np.sqrt(np.einsum("pn,pn->p", patches, patches) / patches.shape[-1])
 
 
 def explain_contradiction(patches, lead_names):
@@ -272,7 +278,7 @@ def explain_contradiction(patches, lead_names):
 
     Args: as for `limb_leads_contradict`.
     """
-    limb_leads = [name for name in lead_names if any(name in factors for factors in _SUMS_TO_ZERO)]
+    limb_leads = [name for name in lead_names if name in _LIMB_LEADS]
     signs = np.ones((len(lead_names), 1, 1), np.float32)
     for one, other in itertools.combinations(limb_leads, 2):
         names = [{one: other, other: one}.get(name, name) for name in lead_names]
@@ -287,6 +293,7 @@ def explain_contradiction(patches, lead_names):
     return None
 
 
+_LIMB_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF")
 _SUMS_TO_ZERO = (
     {"I": 1, "II": -1, "III": 1},
     {"I": 0.5, "II": 0.5, "aVR": 1},
@@ -307,6 +314,14 @@ def _slope(patches, sampling_rate):
 
 def _block_means(patches, per_patch):
     """Return means of blocks of equal length (to a sample), `per_patch` of them a patch: `(num_leads, blocks)`."""
-    edges = np.linspace(0, patches.shape[-1], per_patch + 1).round().astype(np.int64)
-    sums = np.add.reduceat(patches, edges[:-1], axis=-1)
-    return (sums / np.diff(edges).astype(np.float32)).reshape(len(patches), -1)
+    return (patches @ _averages(patches.shape[-1], per_patch)).reshape(len(patches), -1)
+
+
+@functools.lru_cache(maxsize=8)
+def _averages(num_samples, num_blocks):
+    """Return `(num_samples, num_blocks)`, whose columns average the samples of a block."""
+    edges = np.linspace(0, num_samples, num_blocks + 1).round().astype(np.int64)
+    averages = np.zeros((num_samples, num_blocks), np.float32)
+    for block, (start, stop) in enumerate(itertools.pairwise(edges)):
+        averages[start:stop, block] = 1 / (stop - start)
+    return averages
