@@ -390,6 +390,8 @@ def _require(condition, extractor, name, accepted):
 
 def _warn_of_flags(usable, flags, patches, prepared):
     """Warn of leads that are masked from end to end, and of limb leads that contradict each other."""
+    if not flags.any():
+        return
     for lead in np.flatnonzero(~usable.any(axis=1)):
         reasons = ((QualityFlag.MISSING, "missing"), (QualityFlag.DISCONNECTED, "disconnected"))
         found = [reason for flag, reason in reasons if (flags[lead] & int(flag)).any()]
@@ -403,7 +405,11 @@ def _warn_of_flags(usable, flags, patches, prepared):
     leads = [name for name, each, used in zip(prepared.lead_names, contradicts, usable) if each.sum() > used.sum() / 2]
     if leads:
         change = explain_contradiction(patches, prepared.lead_names)
-        hint = f"They would agree if {change}" if change else "No exchange of two explains it: recorded at one time?"
+        hint = (
+            f"They would agree if {change}"
+            if change
+            else "No exchange of two explains it; perhaps they were not recorded at one time"
+        )
         warn_once(
             ("limb leads", change),
             f"{_where(prepared.name)}limb leads {', '.join(leads)} contradict each other (I + III = II, and what follows "

@@ -21,7 +21,7 @@ MAINS_HZ, MAINS_MV, MAINS_CONTRAST = (50.0, 60.0), 0.05, 3.0  # amplitude; times
 DRIFT_MV, DRIFT_HZ = 0.5, 0.5  # what the signal below 0.5 Hz moves within a patch
 BEATS_ALIKE, BEATS_ABSENT = 0.7, 0.3  # from, below: see `beat_agreement`
 LIMB_SHARE, LIMB_MV = 0.3, 0.05  # of the larger limb leads; what contradicts less is noise
-EXPLAINED_SHARE = 0.05  # of the patches of all leads: so few may go on contradicting after a change of names
+EXPLAINED_SHARE = 0.8  # of the contradicting patches: so many have to agree after a change of names to explain it
 _SLOPE_SECONDS = 0.027  # the steepest part of a QRS complex
 _BLOCK_SECONDS, _SMOOTHED_BLOCKS = 0.02, 6
 _LEAST_SLOPE_MV = 0.005  # over `_SLOPE_SECONDS`: less is noise of the amplifier
@@ -279,15 +279,16 @@ def explain_contradiction(patches, lead_names):
     Args: as for `limb_leads_contradict`.
     """
     limb_leads = [name for name in lead_names if name in _LIMB_LEADS]
+    few = (1 - EXPLAINED_SHARE) * limb_leads_contradict(patches, lead_names).mean()
     signs = np.ones((len(lead_names), 1, 1), np.float32)
     for one, other in itertools.combinations(limb_leads, 2):
         names = [{one: other, other: one}.get(name, name) for name in lead_names]
-        if limb_leads_contradict(patches, names).mean() < EXPLAINED_SHARE:
+        if limb_leads_contradict(patches, names).mean() < few:
             return f"{one} and {other} were exchanged"
     for name in limb_leads:
         row = lead_names.index(name)
         signs[row] = -1
-        if limb_leads_contradict(patches * signs, lead_names).mean() < EXPLAINED_SHARE:
+        if limb_leads_contradict(patches * signs, lead_names).mean() < few:
             return f"{name} were reversed"
         signs[row] = 1
     return None
