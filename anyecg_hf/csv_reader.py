@@ -209,6 +209,9 @@ def _layout_with_names(names, units, delimiter, stated, warnings, path):
     columns = _lead_columns(others, names, units, stated, warnings, path)
     if stated.units is None and any(not units[column] for column in columns):
         raise ValueError(f"{path}: no unit with the columns' names; pass units='mV' or what it is.")
+    strange = [str(column + 1) for column in columns if units[column] and _factor(units[column]) is None]
+    if strange:
+        raise ValueError(f"{path}: what stands in brackets in the names of columns {', '.join(strange)} is no voltage.")
     factors = [unit_to_mv(units[column] or stated.units, path) for column in columns]
     if stated.units is not None and any(factor != unit_to_mv(stated.units, path) for factor in factors):
         raise ValueError(f"{path}: the unit passed is not that of the columns; leave units out.")

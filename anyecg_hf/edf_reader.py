@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+[.,]?[0-9]*|[.,][0-9]+)(?:[eE][+-]?[0-9]{1,
 _DATE = re.compile(r"([0-9]{2})-([A-Z]{3})-([0-9]{4})", re.IGNORECASE)
 _SHORT_DATE = re.compile(r"([0-9]{2})[./-]([0-9]{2})[./-]([0-9]{2})")
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-_TAL = re.compile(rb"([+-][0-9]{1,12}(?:\.[0-9]{0,24})?)(?:\x15[0-9]{0,12}(?:\.[0-9]{0,24})?)?\x14(.*)", re.DOTALL)
+_TAL = re.compile(rb"([+-][0-9]{1,12}(?:\.[0-9]{0,24})?)(?:\x15([0-9]{0,12}(?:\.[0-9]{0,24})?))?\x14(.*)", re.DOTALL)
 _NO_ECG = re.compile(r"(?:EEG|EOG|EMG|ERG|EP|MEG|MCG|EDF Annotations)\b")  # types of signal in EDF+ labels
 _SOME_ECG = re.compile(r"E[CK]G", re.IGNORECASE)
 _RATES = (0.01, 1e6)  # Hz; what lies outside is a damaged header
@@ -74,7 +74,7 @@ def read_edf(path, stated):
 
     Kept are voltages at the rate of the leads; signals of other units or rates, and those that the label calls EEG, EOG,
     EMG ..., are left out, and `warnings` says so. Gaps of a discontinuous file (EDF+D) are NaN, so time runs on. The
-    annotations of EDF+ have the symbol `'"'` (a note, as in WFDB) and their text in `note`; their durations are not kept.
+    annotations of EDF+ have the symbol `'"'` (a note, as in WFDB) and their text in `note`.
 
     Raises:
         ValueError: the header is damaged, no lead is there, or data records overlap.
@@ -88,7 +88,9 @@ def read_edf(path, stated):
         starts = _record_starts(header, onsets, samples_per_record, path)
         start, stop = part_to_read(stated, rate, int(starts[-1]) + samples_per_record)
         signal = _read_signal(file, header, leads, starts, (start, stop), path)
-    marks = [Annotation(round((at - onsets[0]) * rate) - start, '"', text) for at, text in annotations]
+    marks = [
+        Annotation(round((at - onsets[0]) * rate) - start, '"', text, seconds) for at, text, seconds in annotations
+    ]
     names = standard_lead_names([lead.label for lead in leads], header.warnings)
     return Record(signal, rate, names, age=header.age, sex=header.sex, annotations=marks, warnings=header.warnings)
 
@@ -257,7 +259,7 @@ def _blocks(file, header, first, last):
 
 
 def _read_annotations(file, header):
-    """Return the onset of each data record in seconds (NaN where not stated), and the annotations as `(onset, text)`."""
+    """Return the onset of each data record in seconds (NaN where not stated), and what `_parse_lists` found in all."""
     signals = [signal for signal in header.signals if signal.label == "EDF Annotations"]
     onsets, annotations, damaged = np.full(header.num_records, np.nan), [], 0
     for first, block in _blocks(file, header, 0, header.num_records) if signals else ():
@@ -279,15 +281,16 @@ def _read_annotations(file, header):
 
 
 def _parse_lists(data):
-    """Return `(onset, text)` of the time-stamped annotation lists of a data record, and how many are damaged."""
+    """Return `(onset, text, duration or None)` of a data record's time-stamped lists, and how many are damaged."""
     found, damaged = [], 0
     for part in re.finditer(rb"[^\0]+", data):
         stamped = _TAL.fullmatch(part[0])
-        if stamped is None or not stamped[2].endswith(b"\x14") and stamped[2]:
+        if stamped is None or not stamped[3].endswith(b"\x14") and stamped[3]:
             damaged += 1
         else:
-            texts = stamped[2].split(b"\x14")[:-1] or [b""]
-            found += [(float(stamped[1]), text.decode("utf-8", errors="replace")) for text in texts]
+            texts, seconds = stamped[3].split(b"\x14")[:-1] or [b""], (stamped[2] or b"").strip(b".")
+            seconds = float(stamped[2]) if seconds else None
+            found += [(float(stamped[1]), text.decode("utf-8", errors="replace"), seconds) for text in texts]
     return found, damaged
 
 

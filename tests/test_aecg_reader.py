@@ -131,7 +131,7 @@ def test_annotations_with_a_place_become_marks(tmp_path):
     record = read(tmp_path, aecg(annotations=beat + at))
     assert record.annotations == [
         Annotation(1, "X"),
-        Annotation(2, "MDC_ECG_WAVC_PWAVE", "0.100 s"),
+        Annotation(2, "MDC_ECG_WAVC_PWAVE", duration_seconds=0.1),
         Annotation(2, "MDC_ECG_BEAT_NORMAL"),
     ]
     later = read(tmp_path, aecg(annotations=beat + at), start_seconds=0.004)

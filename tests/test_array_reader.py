@@ -1,4 +1,4 @@
-"""Arrays in NumPy, HDF5 and MATLAB files: what the caller states, parts, and damaged or hostile files."""
+"""Arrays in NumPy and HDF5 files: what the caller states, parts, and damaged or hostile files."""
 
 import io
 import random
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.io import loadmat, savemat
 
 from anyecg_hf import array_reader
 from anyecg_hf.leads import STANDARD_LEADS
@@ -58,7 +57,7 @@ def test_the_one_signal_of_an_npz_file(tmp_path, save):
 
 def test_an_npz_file_of_two_signals_is_an_error(tmp_path):
     np.savez(tmp_path / "a.npz", one=SIGNAL, two=SIGNAL)
-    with pytest.raises(ValueError, match=r"2 arrays that may be the signal, among one\.npy, two\.npy"):
+    with pytest.raises(ValueError, match=r"2 of 2 arrays may be the signal \(shapes: \(3, 1000\), \(3, 1000\)\)"):
         read_record(tmp_path / "a.npz", **STATED)
 
 
@@ -235,10 +234,10 @@ def test_a_file_like_sph(tmp_path, h5py):
         read_record(tmp_path / "A00001.h5", **stated, record_index=0)
 
 
-def test_other_files_of_hdf5_are_listed(tmp_path, h5py):
+def test_other_files_of_hdf5_are_described(tmp_path, h5py):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["one/ecg"], file["two"], file["text"] = SIGNAL, SIGNAL, "x"
-    with pytest.raises(ValueError, match=r"2 datasets .* In it: one, text, two, one/ecg"):
+    with pytest.raises(ValueError, match=r"2 datasets .*shapes: \(3, 1000\), \(3, 1000\)\) among 4 objects"):
         read_record(tmp_path / "a.h5", **STATED)
 
 
@@ -291,68 +290,6 @@ def test_without_h5py_the_error_says_what_to_install(tmp_path, monkeypatch):
         read_record(tmp_path / "a.h5", **STATED)
 
 
-# MATLAB files of CPSC-2018
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("data", [SIGNAL[:1] * np.ones((12, 1)), np.arange(-600, 600).reshape(12, 100)])
-def test_a_file_as_scipy_writes_it(tmp_path, compressed, data):
-    savemat(tmp_path / "A0001.mat", {"ECG": {"sex": "Female", "age": 63, "data": data}}, do_compression=compressed)
-    record = read_record(tmp_path / "A0001.mat")
-    np.testing.assert_array_equal(record.signal, data.astype(np.float32))
-    assert (record.age, record.sex, record.sampling_rate, record.lead_names) == (
-        63,
-        "female",
-        500.0,
-        list(STANDARD_LEADS),
-    )
-    assert record.file_format == "CPSC-2018 MAT"
-
-
-@pytest.mark.parametrize("age,sex", [(np.nan, "NaN"), (-1.0, "x"), (np.zeros(0), ""), ("old", 3)])
-def test_age_and_sex_may_be_unknown(tmp_path, age, sex):
-    savemat(tmp_path / "a.mat", {"ECG": {"sex": sex, "age": age, "data": np.zeros((12, 10))}})
-    record = read_record(tmp_path / "a.mat")
-    assert (record.age, record.sex) == (None, None)
-
-
-@pytest.mark.parametrize("name", ["A1980", "A1981", "A1982"])
-def test_the_published_files_as_scipy_reads_them(real_ecg, name):
-    path = real_ecg / "cpsc_2018_original" / f"{name}.mat"
-    record, theirs = read_record(path), loadmat(path)["ECG"][0, 0]
-    np.testing.assert_array_equal(record.signal, theirs["data"].astype(np.float32))
-    assert (record.age, record.sex) == (theirs["age"].item(), theirs["sex"].item().lower())
-    part = read_record(path, start_seconds=1, duration_seconds=2)
-    np.testing.assert_array_equal(part.signal, record.signal[:, 500:1500])
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"x": np.zeros((12, 10))},
-        {"ECG": {"data": np.zeros((2, 10))}},
-        {"ECG": {"data": "text"}},
-        {"ECG": {"data": np.zeros((12, 10), complex)}},
-        {"ECG": {"data": {"data": np.zeros((12, 10))}}},
-        {"ECG": {"sex": "F"}},
-        {},
-    ],
-)
-def test_other_matlab_files_are_told_apart(tmp_path, content):
-    savemat(tmp_path / "a.mat", content)
-    with pytest.raises(ValueError, match=r"a\.mat: .*another content"):
-        read_record(tmp_path / "a.mat")
-
-
-def test_a_matlab_bomb_takes_no_memory_beyond_its_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(array_reader, "LARGEST_DOCUMENT_BYTES", 1_000_000)
-    savemat(tmp_path / "a.mat", {"ECG": {"data": np.zeros((12, 1_000_000))}}, do_compression=True)
-    assert (tmp_path / "a.mat").stat().st_size < 200_000
-    with pytest.raises(ValueError, match="larger than 1000000 bytes"):
-        read_record(tmp_path / "a.mat")
-    assert peak_memory(array_reader._inflate, (tmp_path / "a.mat").read_bytes()[136:], tmp_path) < 5e6
-
-
 # Damage
 
 
@@ -378,15 +315,7 @@ def numpy_files():
         yield "a.npy", array_reader.read_numpy, file.getvalue()
 
 
-def matlab_files():
-    for compressed in (False, True):
-        file = io.BytesIO()
-        content = {"ECG": {"sex": "Male", "age": 50, "data": np.arange(60.0).reshape(12, 5)}}
-        savemat(file, content, do_compression=compressed)
-        yield "a.mat", array_reader.read_cpsc_mat, file.getvalue()
-
-
-SOUND = [*numpy_files(), *matlab_files()]
+SOUND = list(numpy_files())
 
 
 @pytest.mark.parametrize("name,read,data", SOUND)
@@ -406,19 +335,6 @@ def test_random_damage_ends_clearly(tmp_path_factory, sound, seed, edits):
         damaged[at] = rng.choice([0, 1, 255, *b"0123456789,()'{}", rng.randrange(256)])
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(damaged)
-    outcome(read, path)
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 6))
-def test_random_damage_within_the_compressed_part_ends_clearly(tmp_path_factory, seed, edits):
-    (name, read, data), rng = SOUND[-1], random.Random(seed)
-    inner = bytearray(zlib.decompress(data[136:]))
-    for _ in range(edits):
-        inner[rng.randrange(len(inner))] = rng.choice([0, 1, 2, 4, 14, 15, 255, rng.randrange(256)])
-    packed = zlib.compress(inner)
-    path = tmp_path_factory.getbasetemp() / name
-    path.write_bytes(data[:128] + struct.pack("<II", 15, len(packed)) + packed)
     outcome(read, path)
 
 

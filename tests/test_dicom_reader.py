@@ -271,6 +271,27 @@ def test_annotations_become_statements_codes_and_marks(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "kind,positions,expected",
+    [
+        ("SEGMENT", (2, 4), [(1, 0.004)]),
+        ("MULTISEGMENT", (1, 2, 4, 6), [(0, 0.002), (3, 0.004)]),
+        ("MULTIPOINT", (2, 4), [(1, None), (3, None)]),
+        ("SEGMENT", (4, 2), [(1, None), (3, None)]),  # damaged
+        ("SEGMENT", (2, 4, 6), [(1, None), (3, None), (5, None)]),
+    ],
+)
+def test_a_segment_is_one_mark_with_a_duration(tmp_path, kind, positions, expected):
+    marked = [
+        (0x0040, 0xA0B0, "US", (1, 0)),
+        (0x0040, 0xA130, "CS", kind),
+        (0x0040, 0xA132, "UL", positions),
+        (0x0070, 0x0006, "ST", "AF"),
+    ]
+    record = read(tmp_path, dicom(annotations=[marked]))
+    assert [(mark.sample, mark.duration_seconds) for mark in record.annotations] == expected
+
+
 def test_nothing_that_names_the_patient_is_kept_or_told(tmp_path):
     data = dicom([group(extra=[(0x5400, 0x100A, "OW", bytes(2))])])
     for damaged in (data, data[:330], data[:-10], data.replace(b"PN", b"p\x07"), data.replace(b"LO", b"SQ")):

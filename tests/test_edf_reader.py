@@ -211,6 +211,17 @@ def test_annotations_have_their_place_and_text(tmp_path):
     ]
 
 
+def test_durations_of_annotations_are_kept_where_they_are_stated(tmp_path):
+    marks = lists(
+        b"+0\x14\x14\0+0.5\x1530.25\x14AF\x14Holter\x14\0+1\x15\x14beat\x14\0+1\x14noise\x14\0+1\x150\x14x\x14\0"
+    )
+    record = read_record(write(tmp_path / "a.edf", [signal(data=DATA[:1, 0]), marks], kind="EDF+C"))
+    assert [(mark.note, mark.duration_seconds) for mark in record.annotations] == [
+        ("AF", 30.25), ("Holter", 30.25), ("beat", None), ("noise", None), ("x", 0.0)
+    ]  # fmt: skip
+    assert record.warnings == []
+
+
 def test_annotations_count_from_the_first_data_record_and_may_share_a_time(tmp_path):
     marks = lists(
         b"+0.5\x14\x14\0-1\x14early\x14Vorhofflimmern \xc3\xa9\x14\0", b"+1.5\x14\x14Recording ends\x14\0+\x14bad\x14\0"
@@ -355,7 +366,12 @@ def test_the_published_annotation_file(real_ecg):
     with pytest.raises(ValueError, match="no lead of an ECG among 1 signals"):
         read_record(path)
     lists, damaged = edf_reader._parse_lists(path.read_bytes()[512:])
-    assert damaged == 0 and lists[:3] == [(0.0, ""), (0.0, "Sleep stage W"), (30.0, "Sleep stage W")]
+    assert damaged == 0 and [mark[:2] for mark in lists[:3]] == [
+        (0.0, ""),
+        (0.0, "Sleep stage W"),
+        (30.0, "Sleep stage W"),
+    ]
+    assert all(seconds for _, text, seconds in lists if text.startswith("Sleep stage"))
     assert len(lists) == path.read_bytes()[512:].count(b"\x14\0")
 
 

@@ -68,9 +68,10 @@ def test_lead_names_become_standard_where_they_can_be_told(tmp_path):
     assert read_record(two_leads(tmp_path, names=("MLII", "RESP"))).lead_names == ["II", "RESP"]
 
 
-def test_the_second_signal_of_a_lead_keeps_its_name_and_a_warning_says_so(tmp_path):
-    record = read_record(two_leads(tmp_path, names=("II", "MLII")))
-    assert record.lead_names == ["II", "MLII"] and "both II" in record.warnings[0]
+@pytest.mark.parametrize("names,kept", [(("II", "MLII"), ["II", "II (2)"]), (("ECG", "ECG"), ["ECG", "ECG (2)"])])
+def test_a_second_signal_of_one_name_gets_a_number_and_a_warning_says_so(tmp_path, names, kept):
+    record = read_record(two_leads(tmp_path, names=names))
+    assert record.lead_names == kept and "bear one name" in record.warnings[0]
 
 
 def test_a_header_in_the_spelling_of_the_georgia_set_is_read(tmp_path):
@@ -175,11 +176,11 @@ def test_a_record_without_calibration_is_read_with_a_warning(tmp_path, gain):
 
 def test_a_signal_that_is_no_voltage_is_left_out_with_a_warning(tmp_path):
     record = read_record(two_leads(tmp_path, gains=("100/mV", "12/mmHg"), names=("I", "ABP")))
-    assert record.lead_names == ["I"] and record.warnings == ['signal 1 "ABP" left out: its unit is mmHg.']
+    assert record.lead_names == ["I"] and record.warnings == ['signal 1 "ABP" left out: its unit is no voltage.']
 
 
 def test_a_record_without_any_voltage_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no voltage.*mmHg"):
+    with pytest.raises(ValueError, match="no voltage with data among its signals; .* left out"):
         read_record(two_leads(tmp_path, gains=("1/mmHg", "1/NU")))
 
 

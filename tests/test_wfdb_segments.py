@@ -177,7 +177,7 @@ def test_a_record_that_contradicts_its_segments_is_refused(tmp_path, master, mes
         ({"second": (C,)}, "other signals"),
         ({"second": (C, C, C)}, "other signals"),
         ({"rate": 250}, "sampling rate 250"),
-        ({"gain": "100/mmHg"}, "unit mmHg"),
+        ({"gain": "100/mmHg"}, "no voltage; its record says 1, a voltage"),
         ({"per_frame": 2}, "2 samples per frame"),
     ],
 )

@@ -198,7 +198,12 @@ def _prepare_one(entry: RecordEntry, *, extractor, step_mv: float) -> PreparedRe
         features = extractor(record)
         return _pack(entry, record, features, step_mv)
     except (ValueError, TypeError, OSError) as error:  # what readers and the extractor promise for bad records
-        return f"{type(error).__name__}: {error}"
+        return _without_folder(f"{type(error).__name__}: {error}", entry.payload)
+
+
+def _without_folder(reason: str, payload) -> str:
+    """Return a reason without the record's folder, which may be named after a patient: it is logged and stored."""
+    return reason.replace(str(Path(payload).with_name("x"))[:-1], "") if isinstance(payload, (str, Path)) else reason
 
 
 def _pack(entry: RecordEntry, record, features, step_mv: float) -> PreparedRecord:

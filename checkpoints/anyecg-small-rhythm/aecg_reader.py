@@ -250,37 +250,38 @@ class _Clock:
 
         An annotation without a place of its own, e.g. a beat, begins with the first of those within it.
         """
-        begin, note = self._region(annotation)
+        begin, note, duration = self._region(annotation)
         inner = [self.collect(child, marks) for child in annotation.iterfind("component/annotation")]
         if begin is None:
             begin = min((found for found in inner if found is not None), default=None)
         value = annotation.find("value")
         symbol = (value.get("code") if value is not None else None) or _code(annotation)
         if begin is not None and symbol:
-            marks.append(Annotation(round(begin * self.rate), symbol.strip()[:80], note))
+            marks.append(Annotation(round(begin * self.rate), symbol.strip()[:80], note, duration))
         return begin
 
     def _region(self, annotation):
-        """Return `(seconds from the first sample or None, note)`; the note names leads and the duration."""
-        begin, notes = None, []
+        """Return `(seconds from the first sample or None, note, duration or None)`; the note names leads."""
+        begin, notes, duration = None, [], None
         for boundary in annotation.iterfind("support/supportingROI/component/boundary"):
             code = _code(boundary)
             if code.startswith("TIME_"):
-                begin, duration = self._interval(boundary.find("value"), code)
-                notes += [duration] if duration else []
+                begin, duration, is_end = self._interval(boundary.find("value"), code)
+                notes += ["end"] if is_end else []
             elif code.startswith(_LEAD_PREFIX):
                 notes.append(code.removeprefix(_LEAD_PREFIX))
-        return begin, ", ".join(notes)
+        return begin, ", ".join(notes), duration
 
     def _interval(self, value, code):
+        """Return begin and duration in seconds, each possibly None, and whether only the end is stated."""
         if value is None:
-            return None, ""
+            return None, None, False
         is_absolute = self.start > _LONGEST_RELATIVE
         zero = 0.0 if is_absolute and code == "TIME_RELATIVE" else self.start
         low, high, at = _time(value.find("low")), _time(value.find("high")), _time(value)
         begin = next((time for time in (low, at, high) if time is not None), None)
         if begin is None or abs(begin - zero) > _LONGEST_RELATIVE:
-            return None, ""
+            return None, None, False
         if low is None and high is not None:
-            return high - zero, "end"
-        return begin - zero, "" if high is None else f"{high - low:.3f} s"
+            return high - zero, None, True
+        return begin - zero, None if high is None or high < low else round(high - low, 4), False

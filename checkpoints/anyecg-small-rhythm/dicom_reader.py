@@ -28,7 +28,7 @@ _BASELINE, _TIME_SKEW, _SAMPLE_SKEW = (0x003A, 0x0213), (0x003A, 0x0214), (0x003
 _CODE, _SCHEME, _MEANING = (0x0008, 0x0100), (0x0008, 0x0102), (0x0008, 0x0104)
 _ANNOTATIONS, _FREE_TEXT = (0x0040, 0xB020), (0x0070, 0x0006)
 _CONCEPT_NAME, _CONCEPT, _REFERENCED = (0x0040, 0xA043), (0x0040, 0xA168), (0x0040, 0xA0B0)
-_POSITIONS, _OFFSETS = (0x0040, 0xA132), (0x0040, 0xA138)
+_POSITIONS, _OFFSETS, _RANGE_TYPE = (0x0040, 0xA132), (0x0040, 0xA138), (0x0040, 0xA130)
 _SEQUENCES = {_WAVEFORMS, _CHANNELS, _SOURCE, _UNITS, _ANNOTATIONS, _CONCEPT_NAME, _CONCEPT}
 
 _KINDS = {"SB": "i1", "UB": "u1", "SS": "i2", "US": "u2", "SL": "i4", "UL": "u4"}
@@ -279,7 +279,8 @@ def _read_annotations(dicom, group_number, rate, start, warnings):
         if len(referenced) == 0 or group_number in referenced:
             name = next(iter(dicom.items(item, _CONCEPT_NAME)), {})
             symbol, note = dicom.text(name, _CODE), note or dicom.text(name, _MEANING)
-            marks += [Annotation(sample - start, symbol, note) for sample in samples]
+            spans = _spans(samples, dicom.text(item, _RANGE_TYPE), rate)
+            marks += [Annotation(sample - start, symbol, note, seconds) for sample, seconds in spans]
     return statements, codes, sorted(marks, key=lambda mark: mark.sample)
 
 
@@ -291,6 +292,15 @@ def _positions(dicom, item, rate):
     seconds = dicom.text(item, _OFFSETS).split("\\")
     finite = [float(text) for text in map(str.strip, seconds) if re.fullmatch(r"-?\d{1,9}(\.\d{0,15})?", text)]
     return [round(value * rate) for value in finite if math.isfinite(value)]
+
+
+def _spans(samples, range_type, rate):
+    """Return `(first sample, duration in seconds or None)`: of a segment, begin and end follow one another."""
+    pairs = list(zip(samples[::2], samples[1::2]))
+    is_segment = range_type in ("SEGMENT", "MULTISEGMENT") and len(samples) % 2 == 0
+    if not is_segment or any(first > last for first, last in pairs):
+        return [(sample, None) for sample in samples]
+    return [(first, (last - first) / rate) for first, last in pairs]
 
 
 def _even(value, size):

@@ -110,9 +110,10 @@ class ManySegments:
                 continue
             signal, expected = header.signals[number], self.layout[index]
             if not is_voltage(signal) or signal.samples_per_frame != expected.samples_per_frame:
+                kind = "a" if is_voltage(signal) else "no"
                 raise ValueError(
-                    f"{path}, signal {number}: {signal.samples_per_frame} samples per frame, unit {signal.unit[:20]}; "
-                    f"its record says {expected.samples_per_frame}, {expected.unit[:20]}."
+                    f"{path}, signal {number}: {signal.samples_per_frame} samples per frame, {kind} voltage; "
+                    f"its record says {expected.samples_per_frame}, a voltage."
                 )
             if signal.form:
                 rows[number] = row

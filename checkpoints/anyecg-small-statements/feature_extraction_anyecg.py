@@ -13,14 +13,14 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .leads import LEAD_IDS, STANDARD_LEADS, resolve_lead_names
 from .record_input import as_list_of_records, check_record
-from .signal_ops import bandpass, check_band, check_sampling_rate, fill_gaps, lead_ranges, resample, warn_once
+from .signal_ops import check_band, check_sampling_rate, fill_gaps, lead_ranges, resample, warn_once
 from .signal_quality import (
     FLAT_STD_MV,
-    MAINS_HZ,
     UNUSABLE,
     QualityFlag,
+    beat_flags,
     explain_contradiction,
-    patch_flags,
+    line_flags,
     sample_flags,
     saturated_samples,
 )
@@ -48,7 +48,6 @@ class _Prepared:
     """A record in the model's leads, filtered whole at the model's rate, and what its own samples say of quality."""
 
     values: np.ndarray  # (leads, samples at the model's rate), mV, filtered
-    raw: np.ndarray  # as `values`, not filtered
     filled: np.ndarray  # (leads, samples at the record's rate), mV, gaps bridged
     missing: np.ndarray  # bool, as `filled`
     saturated: np.ndarray  # bool, as `filled`
@@ -234,10 +233,8 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         self._refuse_short(record)
         filled = fill_gaps(record.signal)
         missing = np.isnan(record.signal)
-        raw = resample(filled, record.sampling_rate, self.sampling_rate, self._passband_hz)
         return _Prepared(
-            values=self._bandpass(raw),
-            raw=raw,
+            values=self._in_band(filled, record.sampling_rate),
             filled=filled,
             missing=missing,
             saturated=saturated_samples(filled, record.sampling_rate),
@@ -247,14 +244,11 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             name=record.name,
         )
 
-    @property
-    def _passband_hz(self):
-        """What resampling has to leave alone: what the band-pass lets through, to a thousandth, and the mains."""
-        return None if self.highcut_hz is None else max(1.5 * self.highcut_hz, MAINS_HZ[-1] + 4)
-
-    def _bandpass(self, raw):
-        return bandpass(
-            raw,
+    def _in_band(self, filled, sampling_rate):
+        """Return `filled` at the model's rate and in its band."""
+        return resample(
+            filled,
+            sampling_rate,
             self.sampling_rate,
             self.lowcut_hz,
             self.highcut_hz,
@@ -267,16 +261,10 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         stop = min(prepared.values.shape[1], start + (num_samples or prepared.values.shape[1]))
         num_patches = max(1, math.floor((stop - start) / self.patch_size + 0.5))
         stop = min(stop, start + num_patches * self.patch_size)
-        patches = self._patches(prepared.values[:, start:stop], num_patches, mode="constant")
-        flags = self._sample_flags(prepared, start, stop, num_patches)
-        flags |= patch_flags(
-            self._patches(prepared.raw[:, start:stop], num_patches, mode="edge"),
-            patches,
-            (flags & int(UNUSABLE)) == 0,
-            self.sampling_rate,
-            prepared.sampling_rate / 2,
-            prepared.lead_names,
-        )
+        patches = np.zeros((len(prepared.values), num_patches * self.patch_size), np.float32)
+        patches[:, : stop - start] = prepared.values[:, start:stop]
+        patches = patches.reshape(len(patches), num_patches, self.patch_size)
+        flags = self._flags(prepared, patches, start, stop)
         if self.clip_mv is not None:
             flags |= (np.abs(patches).max(axis=-1) > self.clip_mv) * int(QualityFlag.LIMITED)
             np.clip(patches, -self.clip_mv, self.clip_mv, out=patches)
@@ -298,21 +286,18 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             "quality": flags,
         }
 
-    def _patches(self, signal, num_patches, mode):
-        """Return a copy of `signal` as `(leads, patches, patch_size)`, what is missing at its end filled as `mode` says."""
-        missing = num_patches * self.patch_size - signal.shape[1]
-        signal = np.pad(signal, ((0, 0), (0, missing)), mode=mode) if missing else signal.copy()
-        return signal.reshape(len(signal), num_patches, self.patch_size)
-
-    def _sample_flags(self, prepared, start, stop, num_patches):
-        """Return the flags `(leads, patches)` that the record's own samples show, from `start` to `stop` (of the model)."""
-        edges = start + np.arange(num_patches + 1) * self.patch_size
+    def _flags(self, prepared, patches, start, stop):
+        """Return the quality flags `(leads, patches)` of the stretch from `start` to `stop` (samples of the model)."""
+        edges = start + np.arange(patches.shape[1] + 1) * self.patch_size
         step = prepared.sampling_rate / self.sampling_rate
         edges = np.ceil(np.minimum(edges, stop) * step - 1e-6).astype(np.int64)
         edges = np.minimum(edges, prepared.filled.shape[1])
-        flags = sample_flags(prepared.filled, prepared.missing, prepared.saturated, prepared.sampling_rate, edges)
+        rate = prepared.sampling_rate
+        flags = sample_flags(prepared.filled, prepared.missing, prepared.saturated, rate, edges)
         flags[prepared.is_flat] |= int(QualityFlag.FLAT)
-        return flags
+        usable = (flags & int(UNUSABLE)) == 0
+        flags |= line_flags(prepared.filled, usable, rate, edges)
+        return flags | beat_flags(patches, usable, self.sampling_rate, prepared.lead_names)
 
     def _refuse_short(self, record):
         num_samples, rate = record.signal.shape[1], record.sampling_rate
@@ -390,6 +375,8 @@ def _require(condition, extractor, name, accepted):
 
 def _warn_of_flags(usable, flags, patches, prepared):
     """Warn of leads that are masked from end to end, and of limb leads that contradict each other."""
+    if not flags.any():
+        return
     for lead in np.flatnonzero(~usable.any(axis=1)):
         reasons = ((QualityFlag.MISSING, "missing"), (QualityFlag.DISCONNECTED, "disconnected"))
         found = [reason for flag, reason in reasons if (flags[lead] & int(flag)).any()]
@@ -403,7 +390,11 @@ def _warn_of_flags(usable, flags, patches, prepared):
     leads = [name for name, each, used in zip(prepared.lead_names, contradicts, usable) if each.sum() > used.sum() / 2]
     if leads:
         change = explain_contradiction(patches, prepared.lead_names)
-        hint = f"They would agree if {change}" if change else "No exchange of two explains it: recorded at one time?"
+        hint = (
+            f"They would agree if {change}"
+            if change
+            else "No exchange of two explains it; perhaps they were not recorded at one time"
+        )
         warn_once(
             ("limb leads", change),
             f"{_where(prepared.name)}limb leads {', '.join(leads)} contradict each other (I + III = II, and what follows "

@@ -193,7 +193,7 @@ def choose_signals(signals, notes, path, must_be_stored):
         if must_be_stored and not signal.form:
             notes.append(f'signal {index} "{signal.name[:40]}" left out: no data stored.')
         elif not is_voltage(signal):
-            notes.append(f'signal {index} "{signal.name[:40]}" left out: its unit is {signal.unit[:20]}.')
+            notes.append(f'signal {index} "{signal.name[:40]}" left out: its unit is no voltage.')
         else:
             voltages.append(index)
     if not voltages:

@@ -1,7 +1,7 @@
-"""Arrays in NumPy and HDF5 files, whose meaning the caller states, and the MATLAB files of CPSC-2018's own release.
+"""Arrays in NumPy and HDF5 files, whose meaning the caller states: `read_numpy`, `read_hdf5`.
 
 Sources: numpy.lib.format (NPY 1.0 to 3.0); HDF5 through h5py, as in CODE-15 (doi:10.5281/zenodo.4916206) and SPH
-(doi:10.6084/m9.figshare.c.5779802); MathWorks, "MAT-File Format", level 5; http://2018.icbeb.org/Challenge.html.
+(doi:10.6084/m9.figshare.c.5779802).
 """
 
 import contextlib
@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .leads import STANDARD_LEADS
 from .record_fields import standard_or_own_name
-from .records import Record, parse_age, parse_sex, part_to_read, take_part
-from .regular_files import LARGEST_DOCUMENT_BYTES, open_regular, read_whole, require_regular_file
+from .records import Record, part_to_read
+from .regular_files import LARGEST_DOCUMENT_BYTES, open_regular, require_regular_file
 from .signal_ops import check_sampling_rate, unit_to_mv
 
 _BLOCK_VALUES = 1 << 20  # converted at a time
@@ -34,12 +33,6 @@ _MOST_CHUNKS = 50_000  # that one record is spread over in an HDF5 file
 _DEFLATE, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000  # filters of HDF5
 _FILTERS = ([], [_SHUFFLE], [_DEFLATE], [_SHUFFLE, _DEFLATE], [_LZF], [_SHUFFLE, _LZF])
 _SHORTEST_PADDING_SECONDS = 0.1
-_MAT_NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
-_MAT_TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16"}
-_MAT_MATRIX, _MAT_COMPRESSED = 14, 15
-_MAT_STRUCT, _MAT_CHAR, _MAT_CLASSES_OF_NUMBERS = 2, 4, range(6, 16)
-_MOST_MAT_PARTS = 64
-_OTHER_MATLAB = "a MATLAB file of another content than CPSC-2018's. Save its signal with numpy.save and read that."
 
 
 class _Refused(ValueError):
@@ -101,28 +94,11 @@ def read_hdf5(path, stated):
             values = _read_values(
                 dataset, record + ((slice(None), samples) if leads_first else (samples, slice(None))), path
             )
-    signal, warnings = _converted(values if leads_first else values.T, factor)
+    signal, warnings = in_millivolt(values if leads_first else values.T, factor)
     if record:
         _blank_padding(signal, rate, warnings)
         signal = np.ascontiguousarray(signal[:, start:stop])
     return Record(signal, rate, names, warnings=warnings)
-
-
-def read_cpsc_mat(path, stated):
-    """Return the `Record` of a file of CPSC-2018's own release: a MATLAB struct of sex, age and data (12 x N, mV, 500 Hz).
-
-    Raises:
-        ValueError: the file is damaged, or a MATLAB file of another content.
-    """
-    fields = _read_struct(read_whole(path), path)
-    data, num_leads = fields.get("data"), len(STANDARD_LEADS)
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[0] != num_leads or data.shape[1] == 0:
-        raise ValueError(f"{path}: no field 'data' of {num_leads} rows; {_OTHER_MATLAB}")
-    signal, warnings = _converted(data, 1.0)
-    age, sex = fields.get("age"), fields.get("sex")
-    age = age.flat[0] if isinstance(age, np.ndarray) and age.size == 1 else None
-    record = Record(signal, 500.0, list(STANDARD_LEADS), age=parse_age(age), sex=parse_sex(sex), warnings=warnings)
-    return take_part(record, stated)
 
 
 # What the caller states
@@ -154,7 +130,7 @@ def _leads_first(shape, names, path):
     )
 
 
-def _converted(values, factor):
+def in_millivolt(values, factor):
     """Return numbers `(leads, samples)` in millivolt, float32, and warnings."""
     signal, warnings = np.empty(values.shape, np.float32), []
     for row, out in zip(values, signal):
@@ -259,9 +235,10 @@ def _find_in_npz(file, size, path):
     numeric = [found for found in arrays.values() if found[1].dtype is not None and len(found[1].shape) in (1, 2)]
     chosen = [found for found in numeric if len(found[1].shape) == 2] or numeric
     if len(chosen) != 1:
-        names = ", ".join(info.filename[:40] for info in entries[:10])
+        shapes = ", ".join(str(array.shape) for _, array in chosen[:10])  # no names: one may be the patient's
         raise _Refused(
-            f"{path}: {len(chosen)} arrays that may be the signal, among {names}. Save one: numpy.save(file, signal)."
+            f"{path}: {len(chosen)} of {len(entries)} arrays may be the signal (shapes: {shapes or 'none'}). Save one: "
+            "numpy.save(file, signal)."
         )
     return chosen[0]
 
@@ -292,25 +269,25 @@ def _stored_blocks(stream, array, leads_first, shape, start):
 
 def _find_dataset(h5py, file, path):
     """Return the only dataset of numbers with two or three axes; links are not followed, other files not opened."""
-    found, names, groups = [], [], [(file, "")]
+    found, num_objects, groups = [], 0, [file]
     while groups:
-        group, prefix = groups.pop()
+        group = groups.pop()
         for name in itertools.islice(group, _MOST_OBJECTS + 1):
-            names.append(prefix + name)
-            if len(names) > _MOST_OBJECTS:
+            num_objects += 1
+            if num_objects > _MOST_OBJECTS:
                 raise _Refused(f"{path}: more than {_MOST_OBJECTS} objects; one dataset is read.")
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 continue
             kind = group.get(name, getclass=True)
             if kind is h5py.Group:
-                groups.append((group[name], f"{prefix}{name}/"))
+                groups.append(group[name])
             elif kind is h5py.Dataset and (dataset := _open_dataset(h5py, group, name, path)) is not None:
                 found.append(dataset)
     if len(found) != 1:
-        listed = ", ".join(name[:40] for name in names[:10])
+        shapes = ", ".join(str(dataset.shape) for dataset in found[:10])  # no names: one may be the patient's
         raise _Refused(
-            f"{path}: {len(found)} datasets of numbers with two or three axes, one is read (links are not followed). "
-            f"In it: {listed or 'nothing'}."
+            f"{path}: {len(found)} datasets of numbers with two or three axes (shapes: {shapes or 'none'}) among "
+            f"{num_objects} objects; one is read, links are not followed. Copy the one to read into a file of its own."
         )
     return found[0]
 
@@ -398,75 +375,3 @@ def _blank_padding(signal, rate, warnings):
         warnings.append(
             f"{num_before} samples at the start and {num_after} at the end are 0 in all leads: taken as no value."
         )
-
-
-# MATLAB, level 5
-
-
-def _read_struct(data, path):
-    """Return the fields of the first struct of a MAT 5 file that has a field `data`: arrays and strings by name."""
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
-    if data[:10] != b"MATLAB 5.0" or order is None:
-        raise ValueError(f"{path}: no MAT 5 header of 128 bytes; {_OTHER_MATLAB}")
-    for kind, body in _mat_parts(memoryview(data)[128:], order, path):
-        if kind == _MAT_COMPRESSED:
-            body = _inflate(body, path)
-            kind, body = next(_mat_parts(memoryview(body), order, path), (None, b""))
-        fields = _read_matrix(body, order, path, with_fields=True) if kind == _MAT_MATRIX else None
-        if isinstance(fields, dict) and "data" in fields:
-            return fields
-    raise ValueError(f"{path}: no struct with a field 'data'; {_OTHER_MATLAB}")
-
-
-def _inflate(data, path):
-    try:
-        unpacker = zlib.decompressobj()
-        unpacked = unpacker.decompress(data, LARGEST_DOCUMENT_BYTES)
-    except zlib.error:
-        raise ValueError(f"{path}: the compressed part of the MAT 5 file is damaged.") from None
-    if unpacker.unconsumed_tail or not unpacker.eof:
-        raise ValueError(f"{path}: the compressed part is cut, or larger than {LARGEST_DOCUMENT_BYTES} bytes.")
-    return unpacked
-
-
-def _mat_parts(data, order, path):
-    """Yield `(type, bytes)` of the elements that follow one another in `data` (memoryview); the first 64 at most."""
-    position = 0
-    for _ in range(_MOST_MAT_PARTS):
-        if position + 8 > len(data):
-            return
-        kind, size = struct.unpack_from(order + "II", data, position)
-        begin = position + 8
-        if kind >> 16:  # small: the size shares a word with the type, the next word is the data
-            kind, size, begin = kind & 0xFFFF, kind >> 16, position + 4
-        if begin + size > len(data):
-            raise ValueError(
-                f"{path}: an element of {size} bytes in the MAT 5 file, {len(data) - begin} are there; cut?"
-            )
-        yield kind, data[begin : begin + size]
-        position = begin + size
-        if kind != _MAT_COMPRESSED:
-            position += -position % 8
-
-
-def _read_matrix(body, order, path, *, with_fields=False):
-    """Return what a matrix element holds: an array, a string, a dict of a struct's fields, None for all else."""
-    parts = list(_mat_parts(body, order, path))
-    if len(parts) < 4 or len(parts[0][1]) < 4 or len(parts[1][1]) % 4:
-        return None
-    flags = struct.unpack_from(order + "I", parts[0][1])[0]
-    shape = np.frombuffer(parts[1][1], order + "i4").tolist()
-    kind, values = parts[3]
-    if flags & 0xFF == _MAT_STRUCT and with_fields and math.prod(shape) == 1 and len(parts) > 5:
-        length = int.from_bytes(values[:4], "little" if order == "<" else "big")
-        names = bytes(parts[4][1])
-        names = [names[at : at + length].split(b"\0")[0].decode("latin-1") for at in range(0, len(names), length or 1)]
-        return {name: _read_matrix(part[1], order, path) for name, part in zip(names, parts[5:])}
-    if flags & 0xFF == _MAT_CHAR and kind in _MAT_TEXTS:
-        codec = _MAT_TEXTS[kind] + ({"<": "-le", ">": "-be"}[order] if _MAT_TEXTS[kind] == "utf-16" else "")
-        return bytes(values).decode(codec, errors="replace")
-    if flags & 0xFF in _MAT_CLASSES_OF_NUMBERS and not flags & 0x0800 and kind in _MAT_NUMBERS:
-        dtype = np.dtype(order + _MAT_NUMBERS[kind])
-        if min(shape, default=-1) >= 0 and math.prod(shape) * dtype.itemsize == len(values):
-            return np.frombuffer(values, dtype).reshape(shape, order="F")
-    return None

@@ -4,11 +4,12 @@ import re
 from typing import NamedTuple
 
 from .aecg_reader import read_aecg
-from .array_reader import read_cpsc_mat, read_hdf5, read_numpy
+from .array_reader import read_hdf5, read_numpy
 from .csv_reader import looks_like_a_table, read_csv
 from .dicom_reader import read_dicom
 from .edf_reader import read_edf
 from .ishne_reader import read_ishne
+from .mat_reader import read_cpsc_mat
 from .muse_reader import read_cardiosoft, read_muse
 from .regular_files import read_start
 from .scp_reader import read_scp

@@ -8,12 +8,12 @@ import numpy as np
 
 OLDEST_AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
-_AGE = 120.0
-AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
 _AGE = re.compile(r"<?\bage\b>?\s*[:=]\s*([^\s<,;]+)", re.IGNORECASE)
 _SEX = re.compile(r"<?\b(?:sex|gender)\b>?\s*[:=]\s*([^\s<,;]+)", re.IGNORECASE)
 _MIT_BIH = re.compile(r"(-?\d+)\s+([MF?])\b")  # "69 M 1085 1629 x1": age, sex, numbers of the recording
 _DIAGNOSES = re.compile(r"dx\s*:\s*(.*)", re.IGNORECASE)
+# A code is 426783006, I48.0, MDC_ECG_RHY_SINUS: digits or capitals. "Sinus" is a word.
+_CODE = re.compile(r"(?=[^a-z]*$|.*\d)[\w.:+-]{1,40}", re.ASCII)
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
@@ -24,28 +24,33 @@ class Annotation:
     Args:
         sample (`int`): where, counted from the first sample of `signal`; may lie outside a part that was read.
         symbol (`str`): the code of the format (`"N"`, `"V"`, `"+"` in WFDB).
-        note (`str`): what is written with it (`"(AFIB"`).
+        note (`str`): what is written with it (`"(AFIB"`). May be free text.
+        duration_seconds (`float`, *optional*): how long it lasts, where the format says so (EDF+, aECG, DICOM).
     """
 
     sample: int
     symbol: str
     note: str = ""
+    duration_seconds: float | None = None
 
 
 @dataclasses.dataclass
 class Record:
     """One recording of one patient. Names, identifiers and dates of the patient are not kept.
 
+    Free text, which may hold any of these, is in `statements`, `comments` and the notes of `annotations` only: they are not
+    printed with the record, and nothing in this package logs, stores or draws them.
+
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): float32, in `units`; NaN where there is no value.
         sampling_rate (`float`): Hz.
         lead_names (`list[str]`): one per row; standard names where they can be told, else as in the file (`"RESP"`).
         units (`str`): `"mV"` from `read_record`.
-        record_name (`str`, *optional*): for messages and results: the file's name without suffix.
+        record_name (`str`, *optional*): for messages and results: the file's name without suffix and folder.
         file_format (`str`, *optional*): what it was read from, a key of `anyecg_hf.file_formats.READERS`.
         age (`float`, *optional*): years. 90 stands for "over 89" (300 in PTB-XL); `None`: not stated, or not 0 to 120.
         sex (`str`, *optional*): `"male"`, `"female"` or `None`.
-        diagnosis_codes (`list[str]`): as in the file (SNOMED CT in the Challenge sets).
+        diagnosis_codes (`list[str]`): as in the file (SNOMED CT in the Challenge sets); free text is no code.
         annotations (`list[Annotation]`): in the order of time.
         statements (`list[str]`): findings in words, as the device or a reader wrote them. Free text.
         comments (`list[str]`): of the header, word for word. Free text.
@@ -129,6 +134,9 @@ def read_record(
             raise ValueError(f"{file}: {name} was passed, but {file_format} says it itself. Leave it out.")
     record = reader.read(file, stated)
     record.record_name, record.file_format = file.stem, file_format
+    record.diagnosis_codes = [code for code in record.diagnosis_codes if _CODE.fullmatch(code)]
+    folder = str(file.with_name("x"))[:-1]  # may be named after the patient; warnings become part of results
+    record.warnings = [warning.replace(folder, "") for warning in record.warnings]
     return record
 
 
@@ -172,7 +180,8 @@ def parse_comments(comments):
     """Return `age`, `sex`, `diagnosis_codes` and `comments` from the comment lines of a header.
 
     Understood: the Challenge's `Age: 74`, `Sex: Female`, `Dx: 164889003,59118001`; PhysioNet's `<age>: 81  <sex>: F`;
-    MIT-BIH's first line, `69 M 1085 1629 x1`. "NaN", "Unknown", "?" and -1 are "not stated".
+    MIT-BIH's first line, `69 M 1085 1629 x1`. "NaN", "Unknown", "?" and -1 are "not stated". A diagnosis in words is none
+    of the codes; it is in the comments.
     """
     text = "\n".join(comments)
     age, sex = _AGE.search(text), _SEX.search(text)
@@ -180,11 +189,15 @@ def parse_comments(comments):
     mit_bih = _MIT_BIH.match(comments[0]) if comments else None
     if mit_bih and age is None and sex is None:
         age, sex = mit_bih.groups()
-    codes = [found[1] for found in map(_DIAGNOSES.fullmatch, comments) if found]
-    codes = [
-        code for line in codes for code in re.split(r"[\s,]+", line) if code and code.lower() not in ("unknown", "nan")
-    ]
+    lines = [found[1] for found in map(_DIAGNOSES.fullmatch, comments) if found]
+    codes = [code for line in lines for part in line.split(",") for code in _codes_of(part)]
     return {"age": parse_age(age), "sex": parse_sex(sex), "diagnosis_codes": codes, "comments": list(comments)}
+
+
+def _codes_of(part):
+    """Return the codes of one part of a list with commas: none where it is several words that are not all numbers."""
+    words = [word for word in part.split() if word.lower() not in ("unknown", "nan")]
+    return words if len(words) == 1 or all(map(str.isdecimal, words)) else []
 
 
 def parse_age(age):

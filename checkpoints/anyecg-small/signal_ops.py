@@ -7,15 +7,12 @@ from fractions import Fraction
 
 import numpy as np
 from scipy import fft
-from scipy.signal import upfirdn
 
 logger = logging.getLogger(__name__)
 
 UNIT_TO_MV = {"nv": 1e-6, "uv": 1e-3, "mv": 1.0, "v": 1e3}
 LOWEST_RATE, HIGHEST_RATE = 50.0, 100_000.0  # Hz; below 50 a QRS complex is lost, above 100 kHz no ECG is recorded
 PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # of the peak-to-peak value of a lead, median over the leads
-_LONGEST_HALF = 20  # of the resampling filter, in samples of the lower of the two rates
-_KAISER_BETA = 8.0
 _LARGEST_FACTOR = (
     20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
 )
@@ -114,37 +111,71 @@ def fill_gaps(signal):
     return filled
 
 
-def resample(signal, sampling_rate, target_rate, passband_hz=None):
-    """Return `signal` at `target_rate`, low-passed first when going down. Zero phase; the ends are mirrored.
+def resample(signal, sampling_rate, target_rate, lowcut_hz=None, highcut_hz=None, *, lowcut_order=2, highcut_order=8):
+    """Return `signal` at `target_rate` and band-passed, without any shift in time: sample 0 stays where it is.
+
+    All in the cosine transform, that is, with the signal mirrored at both ends, so that neither the ends nor an offset
+    ring: its terms are multiplied by the squared Butterworth magnitude (what running the filter both ways gives; 0.5 at the
+    corner) and summed at the new times. What the lower of the two rates cannot hold is left out, not folded.
 
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, finite.
         sampling_rate, target_rate (`float`): Hz, above zero. Need not be integers (PTB 1000, INCART 257).
-        passband_hz (`float`, *optional*): up to where the result has to be right; the lower it is, the shorter is the filter
-            that does it. `None`: nearly up to half of the lower rate.
+        lowcut_hz, highcut_hz (`float`, *optional*): corners in Hz, below half the target rate; `None` leaves that side open.
+        lowcut_order, highcut_order (`int`): orders of the Butterworth filter at each corner.
 
     Returns:
-        `np.ndarray` of shape `(num_leads, round(num_samples * target_rate / sampling_rate))`, float32; sample 0 stays
-        where it is.
+        `np.ndarray` of shape `(num_leads, round(num_samples * target_rate / sampling_rate))`, float32.
 
     Raises:
-        ValueError: a rate is not positive, or `signal` is not two-dimensional with at least two samples.
+        ValueError: a rate is not positive, a corner is not between 0 and half the target rate, the low one is not below the
+            high one, or `signal` is not two-dimensional with at least two samples.
     """
     signal = np.asarray(signal, np.float32)
     if signal.ndim != 2 or signal.shape[1] < 2:
         raise ValueError(f"Signal of shape {signal.shape}; pass (num_leads, num_samples) with at least 2 samples.")
     if not (0 < sampling_rate < math.inf and 0 < target_rate < math.inf):
         raise ValueError(f"Rates of {sampling_rate!r} and {target_rate!r} Hz; both must be above zero and finite.")
+    check_band(target_rate, lowcut_hz, highcut_hz)
+    num_samples, band = signal.shape[1], (lowcut_hz, highcut_hz, lowcut_order, highcut_order)
     up, down = rational_ratio(float(sampling_rate), float(target_rate))
-    num_out = math.floor(signal.shape[1] * target_rate / sampling_rate + 0.5)
-    if up == down:
+    if up == down and lowcut_hz is None and highcut_hz is None:
         return signal.copy()
-    half_length = _half_length(passband_hz, min(sampling_rate, target_rate))
-    taps, margin, offset = _resampling_filter(up, down, half_length)
-    mean = signal.mean(axis=1, keepdims=True)
-    right = margin + down // up + 1  # outputs up to half a step beyond the last sample
-    padded = np.pad(signal - mean, ((0, 0), (margin, right)), mode="reflect")
-    return upfirdn(taps, padded, up, down, axis=1)[:, offset : offset + num_out] + mean
+    mean = signal.mean(axis=1, keepdims=True) if lowcut_hz is None else None  # an offset of a volt costs no digits
+    signal = signal if mean is None else signal - mean
+    pieces = fft.next_fast_len(-(-num_samples // down), real=True)  # of `down` samples in, `up` out
+    in_phase, out_of_phase = _terms(pieces, up, down, float(sampling_rate), *band)
+    if pieces * down > num_samples:
+        signal = np.pad(signal, ((0, 0), (0, pieces * down - num_samples)), mode="symmetric")
+    spectrum = fft.dct(signal, axis=1, norm="ortho")[:, : len(in_phase)]
+    out = np.zeros((len(signal), pieces * up), np.float32)
+    np.multiply(spectrum, in_phase, out=out[:, : len(in_phase)])
+    out = fft.idct(out, axis=1, norm="ortho", overwrite_x=True)
+    if up != down:
+        sines = np.zeros((len(signal), pieces * up), np.float32)  # its first term is that of k = 1
+        np.multiply(spectrum[:, 1:], out_of_phase[1:], out=sines[:, : len(out_of_phase) - 1])
+        out -= fft.idst(sines, axis=1, norm="ortho", overwrite_x=True)
+    out = out[:, : math.floor(num_samples * target_rate / sampling_rate + 0.5)]
+    return out if mean is None else out + mean
+
+
+@functools.lru_cache(maxsize=8)  # records and windows of one length come in rows
+def _terms(pieces, up, down, sampling_rate, lowcut_hz, highcut_hz, lowcut_order, highcut_order):
+    """Return by what the terms of the cosine transform are multiplied, for the cosines and the sines at the new times.
+
+    Term k is cos(pi k (n + 1/2) / N) at sample n of N, and n = m down / up at the new sample m of M = N up / down. So it is
+    cos(pi k (m + 1/2) / M + phase), with the phase pi k (up / down - 1) / (2 M): the new samples are not in the middle of
+    their intervals as the old ones are."""
+    terms = np.arange(min(pieces * down, pieces * up))
+    frequencies = terms * (sampling_rate / (2 * pieces * down))  # Hz
+    gain = np.full(len(terms), math.sqrt(up / down))
+    if lowcut_hz is not None:
+        power = (frequencies / lowcut_hz) ** (2 * lowcut_order)
+        gain *= power / (1 + power)
+    if highcut_hz is not None:
+        gain /= 1 + (frequencies / highcut_hz) ** (2 * highcut_order)
+    phase = np.pi * terms * (up / down - 1) / (2 * pieces * up)
+    return (gain * np.cos(phase)).astype(np.float32), (gain * np.sin(phase)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=64)
@@ -156,65 +187,6 @@ def rational_ratio(sampling_rate, target_rate):
     else:
         ratio = 1 / (1 / ratio).limit_denominator(_LARGEST_FACTOR)
     return ratio.numerator, ratio.denominator
-
-
-def _half_length(passband_hz, lower_rate):
-    """Return half the length of the resampling filter, in samples of the lower rate: 80 dB beside the transition (Kaiser)."""
-    transition = 0.0 if passband_hz is None else 1 - 2 * passband_hz / lower_rate
-    return max(2, min(_LONGEST_HALF, math.ceil(2.55 / max(transition, 1e-9))))
-
-
-@functools.lru_cache(maxsize=16)
-def _resampling_filter(up, down, half_length):
-    """Return `(taps, margin, offset)`: a windowed sinc, the input samples needed at each end, the first output kept."""
-    slower = max(up, down)
-    half = half_length * slower
-    time = np.arange(-half, half + 1) / slower  # in samples of the lower rate
-    taps = np.sinc(time) * np.kaiser(2 * half + 1, _KAISER_BETA)
-    margin = math.ceil(half / up)
-    lead_in = -(half + margin * up) % down  # zeros in front that put the first kept output on sample 0
-    taps = np.concatenate([np.zeros(lead_in), taps, np.zeros(-(lead_in + taps.size) % up)])
-    phases = taps.reshape(-1, up)
-    taps = (phases / phases.sum(axis=0)).ravel()  # every phase passes a constant unchanged
-    return taps.astype(np.float32), margin, (lead_in + half + margin * up) // down
-
-
-def bandpass(signal, sampling_rate, lowcut_hz=None, highcut_hz=None, *, lowcut_order=2, highcut_order=8):
-    """Return `signal` band-passed without any shift in time: Butterworth, forward and backward.
-
-    The squared Butterworth magnitude (what running the filter both ways gives; 0.5 at the corner) is applied to the
-    cosine transform, i.e. to the signal mirrored at both ends, so that neither the ends nor an offset ring.
-
-    Args:
-        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt, finite.
-        sampling_rate (`float`): Hz.
-        lowcut_hz, highcut_hz (`float`, *optional*): corners in Hz, below half the rate; `None` leaves that side open.
-        lowcut_order, highcut_order (`int`): orders of the Butterworth filter at each corner.
-
-    Returns:
-        `np.ndarray` of the same shape, float32.
-
-    Raises:
-        ValueError: a corner is not between 0 and half the rate, or the low one is not below the high one.
-    """
-    check_band(sampling_rate, lowcut_hz, highcut_hz)
-    signal = np.asarray(signal, np.float32)
-    spectrum = fft.dct(signal, type=2, axis=1, norm="ortho")
-    spectrum *= _gain(signal.shape[1], float(sampling_rate), lowcut_hz, highcut_hz, lowcut_order, highcut_order)
-    return fft.idct(spectrum, type=2, axis=1, norm="ortho", overwrite_x=True)
-
-
-@functools.lru_cache(maxsize=4)  # records and windows of one length come in rows
-def _gain(num_samples, sampling_rate, lowcut_hz, highcut_hz, lowcut_order, highcut_order):
-    """Return the gain of each term of the cosine transform, float32 `(num_samples,)`."""
-    frequencies = np.arange(num_samples) * (sampling_rate / (2 * num_samples))  # Hz
-    gain = np.ones(num_samples)
-    if lowcut_hz is not None:
-        power = (frequencies / lowcut_hz) ** (2 * lowcut_order)
-        gain *= power / (1 + power)
-    if highcut_hz is not None:
-        gain /= 1 + (frequencies / highcut_hz) ** (2 * highcut_order)
-    return gain.astype(np.float32)
 
 
 def check_band(sampling_rate, lowcut_hz, highcut_hz):

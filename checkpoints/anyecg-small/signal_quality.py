@@ -1,7 +1,8 @@
 """What may be wrong with a lead in a second: flags, measured on arrays, and a verdict on the whole record made of them.
 
-Two kinds of measure: on the record's own samples (`sample_flags`: gaps, flat stretches, rails), which any filter would
-smear; and on patches at the model's rate (`patch_flags`: mains, drift, electrodes that are off, leads that contradict).
+Two kinds of measure: on the record's own samples (`sample_flags`, `line_flags`: gaps, flat stretches, rails, mains, drift),
+which any filter would smear or take out; and on patches in the model's band (`beat_flags`: electrodes that are off, leads
+that contradict each other).
 """
 
 import enum
@@ -12,7 +13,7 @@ import math
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from .signal_ops import bandpass
+from .signal_ops import resample
 
 FLAT_STD_MV = 1e-3
 STILL_SECONDS = 0.3  # equal values for so long are no ECG: the smallest steps in use, 5 uV, change within 0.1 s
@@ -21,7 +22,7 @@ MAINS_HZ, MAINS_MV, MAINS_CONTRAST = (50.0, 60.0), 0.05, 3.0  # amplitude; times
 DRIFT_MV, DRIFT_HZ = 0.5, 0.5  # what the signal below 0.5 Hz moves within a patch
 BEATS_ALIKE, BEATS_ABSENT = 0.7, 0.3  # from, below: see `beat_agreement`
 LIMB_SHARE, LIMB_MV = 0.3, 0.05  # of the larger limb leads; what contradicts less is noise
-EXPLAINED_SHARE = 0.05  # of the patches of all leads: so few may go on contradicting after a change of names
+EXPLAINED_SHARE = 0.8  # of the contradicting patches: so many have to agree after a change of names to explain it
 _SLOPE_SECONDS = 0.027  # the steepest part of a QRS complex
 _BLOCK_SECONDS, _SMOOTHED_BLOCKS = 0.02, 6
 _LEAST_SLOPE_MV = 0.005  # over `_SLOPE_SECONDS`: less is noise of the amplifier
@@ -144,47 +145,42 @@ def _long_runs(is_there, shortest):
     return steps[:, :-1].cumsum(axis=1, dtype=np.int8).view(bool)
 
 
-# On patches at the model's rate
-
-
-def patch_flags(raw, filtered, usable, sampling_rate, bandwidth_hz, lead_names):
-    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: mains, drift, noise, disconnected,
-    inconsistent. 0 where a patch is not usable.
+def line_flags(signal, usable, sampling_rate, edges):
+    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: mains and drift of the base line.
 
     Args:
-        raw, filtered (`np.ndarray` of shape `(num_leads, num_patches, patch_size)`): the same stretch of a record in mV,
-            gaps filled, before and after the model's band-pass.
-        usable (`np.ndarray` of shape `(num_leads, num_patches)`, bool): False where `sample_flags` found a gap or nothing.
-        sampling_rate (`float`): Hz, of both.
-        bandwidth_hz (`float`): half of the rate at which the record was taken; there are no higher frequencies in it.
-        lead_names (list of `str`): standard names.
+        signal, sampling_rate, edges: as for `sample_flags`.
+        usable (`np.ndarray` of shape `(num_leads, num_patches)`, bool): False where `sample_flags` found a gap or nothing;
+            0 there.
     """
-    agreement, around = beat_agreement(filtered, usable, sampling_rate)
-    num_agreeing = ((around >= BEATS_ALIKE) & usable).sum(axis=0)
-    # not so in fibrillation, nor where all is noise: there no lead is worse than the others
-    most_agree = (num_agreeing >= 2) & (2 * num_agreeing > usable.sum(axis=0))
-    flags = np.zeros(raw.shape[:2], np.int64)
-    for found, flag in (
-        (mains_amplitude(raw, sampling_rate, bandwidth_hz) >= MAINS_MV, QualityFlag.MAINS),
-        (drift(raw, sampling_rate) >= DRIFT_MV, QualityFlag.DRIFT),
-        (around < BEATS_ALIKE, QualityFlag.NOISE),
-        ((agreement < BEATS_ALIKE) & (around < BEATS_ABSENT) & most_agree, QualityFlag.DISCONNECTED),
-        (limb_leads_contradict(filtered, lead_names), QualityFlag.INCONSISTENT),
-    ):
-        flags |= found * int(flag)
-    return flags * usable
+    patches = _equal_patches(signal, edges)
+    mains = mains_amplitude(patches, sampling_rate) >= MAINS_MV
+    drifts = drift(patches, sampling_rate) >= DRIFT_MV
+    return (mains * int(QualityFlag.MAINS) | drifts * int(QualityFlag.DRIFT)) * usable
 
 
-def mains_amplitude(patches, sampling_rate, bandwidth_hz):
+def _equal_patches(signal, edges):
+    """Return `(num_leads, num_patches, samples)`, patches that begin at `edges` and all have the length of the first."""
+    length = int(edges[1] - edges[0])
+    if (np.diff(edges) == length).all():
+        return signal[:, edges[0] : edges[-1]].reshape(len(signal), -1, length)
+    places = np.minimum(
+        edges[:-1, None] + np.arange(length), signal.shape[1] - 1
+    )  # the last value stands for what is missing
+    return signal[:, places]
+
+
+def mains_amplitude(patches, sampling_rate):
     """Return the amplitude of 50 or 60 Hz in each patch, mV; 0 where it does not stand out from its neighbours.
 
-    Args: see `patch_flags`. Lines that the record cannot hold are not looked for.
+    Args: `patches` of shape `(num_leads, num_patches, samples)`, mV, not filtered. Lines that the rate cannot hold are not
+    looked for.
     """
     num_samples = patches.shape[-1]
     amplitude = np.zeros(patches.shape[:-1])
     for line in MAINS_HZ:
         beside = max(4.0, 3 * sampling_rate / num_samples)  # the window's main lobe, and more
-        if line + beside > min(bandwidth_hz, sampling_rate / 2):
+        if line + beside > sampling_rate / 2:
             continue
         parts = patches @ _mains_basis(num_samples, float(sampling_rate), line, beside)
         each = np.hypot(parts[..., :3], parts[..., 3:])  # at the line, below, above
@@ -203,13 +199,38 @@ def _mains_basis(num_samples, sampling_rate, line, beside):
 
 
 def drift(patches, sampling_rate):
-    """Return how far the base line (what lies below 0.5 Hz) moves within each patch, mV, `(num_leads, num_patches)`."""
-    num_leads, num_patches, patch_size = patches.shape
-    per_patch = max(2, round(patch_size / sampling_rate * 10))
+    """Return how far the base line (what lies below 0.5 Hz) moves within each patch, mV, `(num_leads, num_patches)`.
+
+    Args: as for `mains_amplitude`.
+    """
+    num_leads, num_patches, num_samples = patches.shape
+    per_patch = max(2, round(num_samples / sampling_rate * 10))
     means = _block_means(patches, per_patch)
-    rate = per_patch * sampling_rate / patch_size
-    base_line = (means - bandpass(means, rate, DRIFT_HZ)).reshape(num_leads, num_patches, per_patch)
-    return np.ptp(base_line, axis=-1)
+    rate = per_patch * sampling_rate / num_samples
+    base_line = resample(means, rate, rate, None, DRIFT_HZ, highcut_order=2).reshape(num_leads, num_patches, per_patch)
+    return base_line.max(axis=-1) - base_line.min(axis=-1)
+
+
+# On patches at the model's rate, in its band
+
+
+def beat_flags(patches, usable, sampling_rate, lead_names):
+    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: noise, disconnected, inconsistent.
+
+    Args:
+        patches (`np.ndarray` of shape `(num_leads, num_patches, patch_size)`): mV, gaps filled, in the model's band.
+        usable (`np.ndarray` of shape `(num_leads, num_patches)`, bool): False where `sample_flags` found a gap or nothing;
+            0 there.
+        sampling_rate (`float`): Hz.
+        lead_names (list of `str`): standard names.
+    """
+    agreement, around = beat_agreement(patches, usable, sampling_rate)
+    num_agreeing = ((around >= BEATS_ALIKE) & usable).sum(axis=0)
+    # not so in fibrillation, nor where all is noise: there no lead is worse than the others
+    most_agree = (num_agreeing >= 2) & (2 * num_agreeing > usable.sum(axis=0))
+    is_absent = (agreement < BEATS_ALIKE) & (around < BEATS_ABSENT) & most_agree
+    flags = (around < BEATS_ALIKE) * int(QualityFlag.NOISE) | is_absent * int(QualityFlag.DISCONNECTED)
+    return (flags | limb_leads_contradict(patches, lead_names) * int(QualityFlag.INCONSISTENT)) * usable
 
 
 def beat_agreement(patches, usable, sampling_rate):
@@ -219,7 +240,7 @@ def beat_agreement(patches, usable, sampling_rate):
     mean of the others: over the patch, and over the patch with a second to each side. 1 where nothing can be said: fewer than
     three leads, or no beat.
 
-    Args: `patches` as `filtered` of `patch_flags`. Unusable ones have no beats. Returns: both, float `(num_leads, num_patches)`.
+    Args: as for `beat_flags`. Unusable ones have no beats. Returns: both, float `(num_leads, num_patches)`.
     """
     num_leads, num_patches, patch_size = patches.shape
     if usable.any(axis=1).sum() < 3:
@@ -257,19 +278,23 @@ def limb_leads_contradict(patches, lead_names):
 
     Checked are I + III = II and aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2, where the leads are present.
     """
-    rows = {name: row for row, name in enumerate(lead_names)}
     found = np.zeros(patches.shape[:2], bool)
-    size = {name: _rms(patches[rows[name]]) for name in _LIMB_LEADS if name in rows}
-    for factors in _SUMS_TO_ZERO:
-        if all(name in rows for name in factors):
-            rest = _rms(sum(np.float32(factor) * patches[rows[name]] for name, factor in factors.items()))
-            largest = np.maximum.reduce([size[name] for name in factors])
-            found[[rows[name] for name in factors]] |= rest > LIMB_SHARE * largest + LIMB_MV
+    sums = [factors for factors in _SUMS_TO_ZERO if all(name in lead_names for name in factors)]
+    if not sums:
+        return found
+    rows = [row for row, name in enumerate(lead_names) if name in _LIMB_LEADS]
+    factors = np.array([[each.get(lead_names[row], 0) for row in rows] for each in sums], np.float32)
+    limb_leads = patches[rows]
+    rest = (factors @ limb_leads.reshape(len(rows), -1)).reshape(len(sums), *patches.shape[1:])
+    takes_part = factors != 0
+    largest = (takes_part[..., None] * _rms(limb_leads)).max(axis=1)
+    is_violated = _rms(rest) > LIMB_SHARE * largest + LIMB_MV  # (sums, patches)
+    found[rows] = takes_part.T @ is_violated
     return found
 
 
 def _rms(patches):
-    return np.sqrt(np.einsum("pn,pn->p", patches, patches) / patches.shape[-1])
+    return np.sqrt(np.einsum("lpn,lpn->lp", patches, patches) / patches.shape[-1])
 
 
 def explain_contradiction(patches, lead_names):
@@ -279,15 +304,16 @@ def explain_contradiction(patches, lead_names):
     Args: as for `limb_leads_contradict`.
     """
     limb_leads = [name for name in lead_names if name in _LIMB_LEADS]
+    few = (1 - EXPLAINED_SHARE) * limb_leads_contradict(patches, lead_names).mean()
     signs = np.ones((len(lead_names), 1, 1), np.float32)
     for one, other in itertools.combinations(limb_leads, 2):
         names = [{one: other, other: one}.get(name, name) for name in lead_names]
-        if limb_leads_contradict(patches, names).mean() < EXPLAINED_SHARE:
+        if limb_leads_contradict(patches, names).mean() < few:
             return f"{one} and {other} were exchanged"
     for name in limb_leads:
         row = lead_names.index(name)
         signs[row] = -1
-        if limb_leads_contradict(patches * signs, lead_names).mean() < EXPLAINED_SHARE:
+        if limb_leads_contradict(patches * signs, lead_names).mean() < few:
             return f"{name} were reversed"
         signs[row] = 1
     return None

@@ -1,10 +1,11 @@
 """WFDB records of one or several segments, with annotations: `read_wfdb(header, stated) -> Record`. Needs no wfdb package."""
 
+from .record_fields import standard_lead_names
 from .records import Record, parse_comments
 from .wfdb_annotations import read_annotations
 from .wfdb_header import read_header
 from .wfdb_segments import ManySegments
-from .wfdb_signals import SingleSegment, lead_or_none
+from .wfdb_signals import SingleSegment
 
 MOST_WARNINGS = 100  # of a record; a header can hold ten thousand lines that are each wrong
 
@@ -31,7 +32,7 @@ def read_wfdb(path, stated):
     first_frame, last_frame = start // per_frame, -(-stop // per_frame)
     signal = source.read(first_frame, last_frame)
     signal = signal[:, start - first_frame * per_frame : stop - first_frame * per_frame]
-    names = _standard_names(source.signals, header.notes)
+    names = standard_lead_names([signal.name for signal in source.signals], header.notes)
     annotations = read_annotations(path.with_suffix(".atr"), rate, per_frame, num_samples, header.notes)
     for annotation in annotations:
         annotation.sample -= start
@@ -52,17 +53,3 @@ def _part(stated, rate, num_samples, path):
     if length < 1:
         raise ValueError(f"{path}: duration_seconds is {stated.duration_seconds:g}, less than a sample at {rate:g} Hz.")
     return start, min(start + length, num_samples)
-
-
-def _standard_names(signals, notes):
-    """Return standard names where they can be told, others as they are; a lead's second signal keeps its own name."""
-    names, rows = [], {}
-    for row, signal in enumerate(signals):
-        standard = lead_or_none(signal.name)
-        if standard in rows:
-            notes.append(f"rows {rows[standard]} and {row} are both {standard}; the second keeps its name.")
-            standard = None
-        if standard:
-            rows[standard] = row
-        names.append(standard or signal.name)
-    return names
