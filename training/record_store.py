@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from anyecg_hf import feature_extraction_anyecg, leads, signal_ops
+from anyecg_hf import feature_extraction_anyecg
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
 from .corpora import RecordEntry
@@ -93,7 +93,9 @@ def source_fingerprint(folder: str | Path) -> str:
 
 def _cache_key(entries: Sequence[RecordEntry], extractor: AnyECGFeatureExtractor, source: str) -> str:
     readers = sorted({inspect.getmodule(entry.reader) for entry in entries}, key=lambda module: module.__name__)
-    code = "".join(inspect.getsource(module) for module in (feature_extraction_anyecg, signal_ops, leads, *readers))
+    package = sorted(Path(feature_extraction_anyecg.__file__).parent.glob("*.py"))  # any reader may be the one that is used
+    code = "".join(path.read_text("utf-8") for path in package if not path.name.startswith(("modeling", "pipelines")))
+    code += "".join(inspect.getsource(module) for module in readers)
     parts = [
         str(CACHE_FORMAT), source, _extractor_json(extractor), code,
         "\n".join(f"{entry.record_id}|{entry.fold}|{entry.codes}" for entry in entries),
