@@ -147,7 +147,10 @@ def _choose_leads(record, accepted_leads, lead_aliases):
             f"{', '.join(accepted_leads)}. If one of them is, say so with lead_aliases={{...}}."
         )
     if left_out:
-        warn_once(("left out", *left_out), f"{where}left out, not among the model's leads: {', '.join(left_out)}.")
+        warn_once(
+            ("left out", record.name, *left_out),
+            f"{where}left out, not among the model's leads: {', '.join(left_out)}.",
+        )
     return list(chosen), list(chosen.values())
 
 

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from said import said
 from xml_ecg_files import SIGNALS, aecg, annotation, sequence_set
 
 from anyecg_hf.records import Annotation, read_record
@@ -47,7 +48,7 @@ def test_a_value_is_origin_plus_scale_times_digit(tmp_path):
     expected = -1 + 0.005 * np.array(list(SIGNALS.values()))
     np.testing.assert_array_equal(record.signal, expected.astype(np.float32))
     assert record.lead_names == ["I", "II", "V1"] and record.file_format == "HL7 aECG"
-    assert "representative beats" in record.warnings[0] and len(record.warnings) == 1
+    assert "representative beats" in said(record)[0] and len(said(record)) == 1
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,11 @@ def test_units_of_voltage(tmp_path, scale, factor):
 )
 def test_units_of_time(tmp_path, increment, rate):
     assert read(tmp_path, aecg(sets=[sequence_set(increment=increment)])).sampling_rate == rate
+
+
+def test_leads_of_different_lengths_end_with_nan_and_it_is_said(tmp_path):
+    record = read(tmp_path, re.sub(r"(<digits>)\s*\S+\s", r"\1", aecg(), count=1))
+    assert np.isnan(record.signal).sum() == 1 and "differ in length" in str(record.warnings)
 
 
 def test_signals_that_are_no_voltage_are_left_out(tmp_path):

@@ -86,6 +86,12 @@ def test_the_column_of_time_gives_the_rate(tmp_path, name, scale, rate):
     assert record.sampling_rate == pytest.approx(rate, rel=1e-9)
 
 
+def test_times_without_a_unit_that_fit_the_stated_rate_in_none_are_said(tmp_path):
+    path = write(tmp_path / "a.csv", table([[i * 0.004, 0.1] for i in range(500)], header=["time,II (mV)"]))
+    assert read_record(path, sampling_rate=250).warnings == []
+    assert "fits 500 Hz in no unit" in read_record(path, sampling_rate=500).warnings[0]
+
+
 def test_times_written_with_few_digits_give_the_rate_meant(tmp_path):
     rows = [f"{i / 360:.3f},0.5" for i in range(3600)]
     assert read_record(write(tmp_path / "a.csv", "\n".join(["time (s),II (mV)", *rows]))).sampling_rate == 360.0
@@ -248,6 +254,17 @@ def test_nothing_of_the_person_is_kept(tmp_path):
     for start in range(0, len(APPLE), 3):
         said = outcome(write(tmp_path / "a.csv", APPLE[:start] + APPLE[start + 5 :]), Stated())
         assert not [secret for secret in ("Planted", "Patient", "1952", "2020", "Watch") if secret in said]
+
+
+def test_an_export_of_the_health_app_that_names_no_lead_is_an_error(tmp_path):
+    without = "\n".join(line for line in APPLE.splitlines() if line.strip() and not line.startswith("Lead")) + "\n"
+    with pytest.raises(ValueError, match="names the lead"):
+        read_record(write(tmp_path / "a.csv", without))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_file_is_closed_after_reading(tmp_path):
+    read_record(write(tmp_path / "a.csv", APPLE))
 
 
 def test_the_file_says_rate_and_unit_itself(tmp_path):

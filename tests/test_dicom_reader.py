@@ -305,6 +305,11 @@ def test_nothing_that_names_the_patient_is_kept_or_told(tmp_path):
 # What is damaged, contradictory or hostile
 
 
+def test_samples_after_the_announced_ones_are_ignored_and_said(tmp_path):
+    record = read(tmp_path, dicom([group(num_samples=4)]))
+    assert record.signal.shape[1] == 4 and "2 samples after the 4 announced" in str(record.warnings)
+
+
 def test_a_file_that_ends_early_is_read_as_far_as_it_goes(tmp_path):
     record = read(tmp_path, dicom()[:-7])
     same(record.signal, STEPS[:4].T)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import said
 
 from anyecg_hf import edf_reader
 from anyecg_hf.records import Record, Stated, read_record
@@ -106,10 +107,10 @@ def test_what_is_no_lead_is_left_out_and_said(tmp_path):
     ]
     record = read_record(write(tmp_path / "a.edf", [*others, signal("II")]))
     assert record.lead_names == ["II"]
-    reasons = ["no voltage", "no ECG", "rate", "impossible", "impossible", "no voltage"]
+    reasons = ["no voltage", "no ECG", "rate", "impossible", "impossible", "unit is blank"]
     for position, reason in enumerate(reasons, 1):
-        assert sum(f"signal {position} left out" in said and reason in said for said in record.warnings) == 1
-    assert len(record.warnings) == 6
+        assert sum(f"signal {position} left out" in text and reason in text for text in said(record)) == 1
+    assert len(said(record)) == 6
 
 
 def test_a_file_without_a_lead_is_an_error(tmp_path):
@@ -179,7 +180,7 @@ def test_bdf_is_refused(tmp_path):
     path = write(tmp_path / "a.bdf", [signal()])
     path.write_bytes(b"\xffBIOSEMI" + path.read_bytes()[8:])
     with pytest.raises(ValueError, match="BDF"):
-        edf_reader.read_edf(path, Stated())
+        read_record(path)
 
 
 # Parts, annotations, gaps
@@ -248,9 +249,10 @@ def test_gaps_of_a_discontinuous_file_are_nan(tmp_path):
     assert np.isnan(within.signal).all() and within.signal.shape == (2, 8)
 
 
-def test_a_continuous_file_ignores_times(tmp_path):
-    path = long_file(tmp_path / "a.edf", num_records=3, kind="EDF+C", onsets=[0, 1, 40])
-    assert read_record(path).signal.shape == (2, 24)
+def test_a_continuous_file_ignores_times_and_says_where_they_have_gaps(tmp_path):
+    record = read_record(long_file(tmp_path / "a.edf", num_records=3, kind="EDF+C", onsets=[0, 1, 40]))
+    assert record.signal.shape == (2, 24) and "times with gaps" in str(record.warnings)
+    assert not read_record(long_file(tmp_path / "b.edf", num_records=3, kind="EDF+C")).warnings
 
 
 def test_overlapping_or_untimed_data_records_are_an_error(tmp_path):
@@ -379,3 +381,16 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.edf")
     with pytest.raises(OSError, match="regular"):
         edf_reader.read_edf(tmp_path / "a.edf", Stated())
+
+
+def test_a_blank_unit_is_asked_for_and_taken_from_the_caller(tmp_path):
+    path = write(tmp_path / "a.edf", [signal(unit="")])
+    with pytest.raises(ValueError, match="its unit is blank; pass units="):
+        read_record(path)
+    stated = read_record(write(tmp_path / "b.edf", [signal(unit="uV")]))
+    np.testing.assert_array_equal(read_record(path, units="uV").signal, stated.signal)
+
+
+def test_units_for_a_file_that_states_them_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="every signal states its own"):
+        read_record(write(tmp_path / "a.edf", [signal()]), units="mV")

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from said import said
 from xml_ecg_files import SIGNALS, cardiosoft, diagnosis, muse
 
 from anyecg_hf.records import Annotation, read_record
@@ -57,7 +58,7 @@ def test_a_muse_file_gives_millivolt_age_sex_and_beats(tmp_path):
     assert (record.sampling_rate, record.lead_names) == (500, ["I", "II", "V1"])
     assert (record.age, record.sex) == (69, "female")
     assert record.annotations == [Annotation(2, "QRS", "type 0")]
-    assert record.warnings == ["median beats left out; the signal is the rhythm."]
+    assert said(record) == ["median beats left out; the signal is the rhythm."]
 
 
 @pytest.mark.parametrize(
@@ -115,9 +116,9 @@ def test_statements_are_joined_up_to_their_end_and_lose_signatures_dates_and_del
 
 def test_beats_without_a_time_are_left_out_and_said(tmp_path):
     record = read(tmp_path, muse().replace("<Time>4</Time>", "<Time>soon</Time>"))
-    assert record.annotations == [] and "beat 1 left out" in record.warnings[-1]
+    assert record.annotations == [] and "beat 1 left out" in said(record)[-1]
     record = read(tmp_path, cardiosoft().replace("<BeatClass>dominant</BeatClass>", ""))
-    assert record.annotations == [] and "beats left out" in record.warnings[-1]
+    assert record.annotations == [] and "beats left out" in said(record)[-1]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_a_cardiosoft_strip_gives_millivolt_age_sex_and_beats(tmp_path):
     np.testing.assert_array_equal(record.signal, (STEPS * 5e-3).astype(np.float32))
     assert (record.sampling_rate, record.lead_names, record.age, record.sex) == (500, ["I", "II", "V1"], 69, "female")
     assert record.annotations == [Annotation(2, "QRS", "dominant")]
-    assert record.statements == ["Normal sinus rhythm"] and len(record.warnings) == 1
+    assert record.statements == ["Normal sinus rhythm"] and len(said(record)) == 1
 
 
 def test_full_disclosure_is_read_where_there_is_no_strip(tmp_path):

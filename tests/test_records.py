@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from said import said
 from scipy.io import loadmat
 
 from anyecg_hf.leads import STANDARD_LEADS, resolve_lead_name
@@ -204,7 +205,7 @@ def test_each_format_is_read_as_wfdb_wrote_it(tmp_path, form):
     expected = wfdb.rdrecord(str(tmp_path / "w")).p_signal.T.astype(np.float32)
     record = read_record(tmp_path / "w")
     np.testing.assert_array_equal(record.signal, expected)
-    assert np.isnan(record.signal[1, 5]) and record.warnings == []
+    assert np.isnan(record.signal[1, 5]) and said(record) == []
 
 
 def test_several_samples_per_frame_are_read_at_the_full_rate(tmp_path):
@@ -463,6 +464,24 @@ def test_mit_bih_records_agree_with_wfdb(real_ecg):
         assert record.warnings == [] and record.sampling_rate == 360 and record.age and record.sex
 
 
+@pytest.mark.parametrize(
+    "options", [{"lead_names": "II"}, {"start_seconds": "1"}, {"duration_seconds": "x"}, {"duration_seconds": [1]}]
+)
+def test_an_argument_of_the_wrong_kind_is_a_clear_error(tmp_path, options):
+    np.save(tmp_path / "a.npy", np.ones((2, 500)))
+    given = {"sampling_rate": 250, "lead_names": ["I", "II"], "units": "mV", **options}
+    with pytest.raises(TypeError, match=next(iter(options))):
+        read_record(tmp_path / "a.npy", **given)
+
+
+def test_a_name_that_has_no_room_for_a_suffix_is_read(tmp_path):
+    path = tmp_path / ("x" * 251 + ".csv")
+    path.write_text("I\n" + "0.5\n" * 500)
+    assert read_record(path, sampling_rate=250, units="mV").signal.shape == (1, 500)
+    with pytest.raises(OSError, match="no such file"):
+        read_record("x" * 5000)
+
+
 def test_two_lead_records_of_cpsc_2021_agree_with_wfdb(real_ecg):
     for path in sorted((real_ecg / "cpsc_2021").glob("*.hea")):
         record = read_record(path)
@@ -492,3 +511,10 @@ def test_every_wfdb_sample_is_read_exactly_or_clearly_refused(real_ecg):
 def test_the_age_of_a_record_that_does_not_tell_it_is_none(real_ecg):
     ages = [read_record(path).age for path in (real_ecg / "challenge-2021" / "georgia").glob("*.hea")]
     assert all(age is None or 0 <= age <= 120 for age in ages)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1, None), (1000, "Check `units`"), (1e-5, "volt passed as millivolt")])
+def test_an_amplitude_a_thousand_times_off_is_said_with_the_record(tmp_path, factor, said):
+    np.save(tmp_path / "a.npy", factor * np.sin(np.arange(2000) / 20)[None])
+    warnings = read_record(tmp_path / "a.npy", sampling_rate=500, lead_names=["I"], units="mV").warnings
+    assert any(said in warning for warning in warnings) if said else warnings == []

@@ -126,6 +126,19 @@ def test_data_without_their_end_are_said_to_be_doubtful(tmp_path):
     assert "may be cut" in str(record.warnings)
 
 
+def test_numbers_stated_twice_and_otherwise_are_said(tmp_path):
+    document = sierra(xli(stored_limb_leads(ROWS)), milliseconds=80, extra="<resolution>1</resolution>")
+    record = read_record(write(tmp_path, document))
+    np.testing.assert_array_equal(record.signal, (ROWS * 0.005).astype(np.float32))
+    assert "resolution is stated twice" in str(record.warnings)
+
+
+def test_leads_without_a_label_are_said(tmp_path):
+    waveform = 'dataencoding="Base64" compression="XLI" numberofleads="12" leadlabels="I II" durationperchannel="80"'
+    record = read_record(write(tmp_path, sierra(xli(stored_limb_leads(ROWS)), waveform=waveform)))
+    assert record.lead_names == ["I", "II"] and "12 leads announced, 2 have a label" in str(record.warnings)
+
+
 def test_a_part_is_cut_out(tmp_path):
     path = write(tmp_path, sierra(xli(stored_limb_leads(ROWS)), milliseconds=80))
     part = read_record(path, start_seconds=0.02, duration_seconds=0.04)

@@ -50,12 +50,12 @@ def test_units_that_do_not_fit_the_rows_raise():
         signal_ops.to_millivolt(np.zeros((3, 4)), ["mV", "mV"])
 
 
-def test_microvolt_taken_for_millivolt_is_warned_about_once_with_the_number(caplog):
+def test_microvolt_taken_for_millivolt_is_warned_about_each_time_with_the_number(caplog):
     signal = analytic_ecg() * 1000
     with caplog.at_level(logging.WARNING):
         signal_ops.to_millivolt(signal, "mV", record="A0001")
         signal_ops.to_millivolt(signal, "mV", record="A0002")
-    assert len(caplog.records) == 1
+    assert len(caplog.records) == 2
     assert 'Record "A0001"' in caplog.text and " mV (median)" in caplog.text and "units" in caplog.text
 
 

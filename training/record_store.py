@@ -93,7 +93,9 @@ def source_fingerprint(folder: str | Path) -> str:
 
 def _cache_key(entries: Sequence[RecordEntry], extractor: AnyECGFeatureExtractor, source: str) -> str:
     readers = sorted({inspect.getmodule(entry.reader) for entry in entries}, key=lambda module: module.__name__)
-    package = sorted(Path(feature_extraction_anyecg.__file__).parent.glob("*.py"))  # any reader may be the one that is used
+    package = sorted(
+        Path(feature_extraction_anyecg.__file__).parent.glob("*.py")
+    )  # any reader may be the one that is used
     code = "".join(path.read_text("utf-8") for path in package if not path.name.startswith(("modeling", "pipelines")))
     code += "".join(inspect.getsource(module) for module in readers)
     parts = [

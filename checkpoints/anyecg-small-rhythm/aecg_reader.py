@@ -65,6 +65,8 @@ def read_aecg(path, stated):
     sets = [one for one in sets if one.leads]
     if not sets:
         raise ValueError(f"{path}: its rhythm series hold no lead with voltages. {' '.join(warnings)}")
+    if any(len({len(values) for _, values in one.leads}) > 1 for one in sets):
+        warnings.append("leads of one sequence set differ in length; the shorter ones end with NaN.")
     rate, start, names, rows = _join(sets, warnings)
     names = standard_names(names, warnings, path)
     record = Record(to_signal(rows, path), rate, names, warnings=warnings)

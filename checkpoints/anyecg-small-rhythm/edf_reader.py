@@ -80,7 +80,7 @@ def read_edf(path, stated):
         ValueError: the header is damaged, no lead is there, or data records overlap.
     """
     with open_regular(path) as file:
-        header = _read_header(file, path)
+        header = _read_header(file, stated.units, path)
         leads = _choose_leads(header, path)
         samples_per_record = leads[0].num_samples
         rate = samples_per_record / header.record_seconds
@@ -98,7 +98,7 @@ def read_edf(path, stated):
 # The header
 
 
-def _read_header(file, path):
+def _read_header(file, units, path):
     fixed = file.read(256)
     if fixed[:8] == b"\xffBIOSEMI":
         raise ValueError(f"{path}: a BDF file (24 bits a sample), which is not read. Convert it to EDF.")
@@ -112,7 +112,7 @@ def _read_header(file, path):
         raise ValueError(f"{path}: {num_signals} signals announced, and {len(table)} bytes are there to describe them.")
     if _integer(fixed[184:192], "bytes in header", path) != 256 * (num_signals + 1):
         raise ValueError(f"{path}: the field 'bytes in header' does not fit {num_signals} signals; damaged.")
-    signals = _read_signals(table, num_signals, path)
+    signals = _read_signals(table, num_signals, units, path)
     kind, seconds = fixed[192:197], _number(fixed[244:252])
     if seconds is None or seconds < 0:
         raise ValueError(f"{path}: the field 'duration of a data record' is no number of seconds.")
@@ -122,28 +122,37 @@ def _read_header(file, path):
     return _Header(signals, seconds, num_records, len(fixed) + len(table), kind != b"EDF+D", age, sex, warnings)
 
 
-def _read_signals(table, num_signals, path):
+def _read_signals(table, num_signals, units, path):
     columns, position = {}, 0
     for name, width in _COLUMNS.items():
         columns[name] = [table[position + index * width :][:width] for index in range(num_signals)]
         position += width * num_signals
+    leads = [unit for label, unit in zip(columns["label"], columns["unit"]) if not _NO_ECG.match(_text(label))]
+    if units is not None and all(map(_text, leads)):
+        raise ValueError(f"{path}: units was passed, but every signal states its own. Leave it out.")
     signals, first_sample = [], 0
     for index in range(num_signals):
         fields = {name: column[index] for name, column in columns.items()}
         num_samples = _integer(fields["samples per record"], f"samples per record of signal {index + 1}", path)
         if num_samples < 0:
             raise ValueError(f"{path}: signal {index + 1} has {num_samples} samples in a data record.")
-        signals.append(_Signal(_text(fields["label"]), _calibration(fields), num_samples, first_sample))
+        signals.append(_Signal(_text(fields["label"]), _calibration(fields, units), num_samples, first_sample))
         first_sample += num_samples
     return signals
 
 
-def _calibration(fields):
-    """Return `(gain, offset)`, which make millivolt of a stored number, or in words why that is not possible."""
+def _calibration(fields, units):
+    """Return `(gain, offset)`, which make millivolt of a stored number, or in words why that is not possible.
+
+    `units` is what the caller says of signals whose own unit is blank.
+    """
     if _NO_ECG.match(_text(fields["label"])):
         return "its label says that it is no ECG"
+    unit = _text(fields["unit"]) or units
+    if not unit:
+        return "its unit is blank; pass units='uV' or what it is"
     try:
-        factor = unit_to_mv(_text(fields["unit"]))
+        factor = unit_to_mv(unit)
     except ValueError:
         return "its unit is no voltage"
     limits = [_number(fields[f"{kind} {end}"]) for kind in ("physical", "digital") for end in ("minimum", "maximum")]
@@ -298,6 +307,9 @@ def _record_starts(header, onsets, samples_per_record, path):
     """Return the place of each data record's first sample in time, in samples, int64."""
     follow_on = np.arange(header.num_records) * samples_per_record
     if header.is_continuous:
+        late = np.abs((onsets - onsets[0]) * (samples_per_record / header.record_seconds) - follow_on)
+        if late[np.isfinite(late)].max(initial=0.0) > max(samples_per_record / 2, 1.5):
+            header.warnings.append("its data records bear times with gaps, yet the file says it has none (EDF+C).")
         return follow_on
     if np.isnan(onsets).any():
         raise ValueError(f"{path}: {np.isnan(onsets).sum()} data records of a discontinuous file (EDF+D) have no time.")

@@ -211,6 +211,8 @@ class _Samples:
             )
         if available < announced:
             warnings.append(f"the waveform ends early: {available} of {announced} samples are there.")
+        elif available > announced:
+            warnings.append(f"{available - announced} samples after the {announced} announced ones ignored.")
         self.num_frames = min(announced, available)
         self.no_value = self._read_padding(dicom.bytes(group, _PADDING), warnings)
 

@@ -46,11 +46,11 @@ def read_sierra(path, stated):
     waveforms, where = root.find("waveforms/parsedwaveforms"), f"{path}, parsedwaveforms"
     if waveforms is None:
         raise ValueError(f"{where}: missing; the file holds no waveforms, or representative beats only.")
-    kept = _Characteristics(root, waveforms)
+    warnings = []
+    kept = _Characteristics(root, waveforms, warnings)
     rate = parse_rate(kept["samplespersecond", "samplingrate"], f"{path}, samplingrate")
     step_mv = parse_step(kept["resolution", "signalresolution"], f"{path}, resolution") * 1e-3  # from microvolt
     _require_16_bit(kept, path)
-    warnings = []
     names = _lead_names(kept, warnings, where)
     samples = _samples(waveforms, kept, names, rate, where=where, warnings=warnings)
     if root.find("waveforms/repbeats/repbeat") is not None:
@@ -67,14 +67,25 @@ def read_sierra(path, stated):
 class _Characteristics:
     """What is stated of the signal, with the waveforms (1.04) or under <signalcharacteristics>."""
 
-    def __init__(self, root, waveforms):
+    def __init__(self, root, waveforms, warnings):
         self.attributes, self.elements = waveforms.attrib, root.find("dataacquisition/signalcharacteristics")
+        self.warnings = warnings
 
     def __getitem__(self, names):
         texts = [self.attributes.get(name) for name in names]
         if self.elements is not None:
             texts += [self.elements.findtext(name) for name in names]
-        return next((text.strip() for text in texts if text and text.strip()), None)
+        texts = [text.strip() for text in texts if text and text.strip()]
+        if len(set(texts)) > 1 and not _same_number(texts):
+            self.warnings.append(f"{names[-1]} is stated twice, and otherwise; that of the waveforms is taken.")
+        return texts[0] if texts else None
+
+
+def _same_number(texts):
+    try:
+        return len(set(map(float, texts))) == 1
+    except ValueError:
+        return False
 
 
 def _require_16_bit(kept, path):
@@ -90,6 +101,8 @@ def _lead_names(kept, warnings, where):
     number = int(parse_number(kept["numberofleads",] or "64", f"{where}, numberofleads", least=1, most=64))
     labels = (kept["leadlabels",] or "").split(maxsplit=number)[:number]
     if labels:
+        if kept["numberofleads",] and len(labels) < number:
+            warnings.append(f"{where}: {number} leads announced, {len(labels)} have a label; only these were read.")
         return standard_names(labels, warnings, where)
     if (kept["leadset", "acquisitiontype"] or "") not in ("STD-12", "10-WIRE"):
         raise ValueError(f"{where}: no leadlabels, and neither leadset nor acquisitiontype is STD-12 or 10-WIRE.")

@@ -19,7 +19,7 @@ _LARGEST_FACTOR = (
 
 
 def to_millivolt(signal, units, record=None):
-    """Return `signal` in millivolt; an implausible amplitude is warned about once.
+    """Return `signal` in millivolt; an implausible amplitude is warned about.
 
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): numbers, NaN where there is no value.
@@ -42,7 +42,9 @@ def to_millivolt(signal, units, record=None):
     factors = [unit_to_mv(unit, record) for unit in units]
     if any(factor != 1.0 for factor in factors):
         signal = (signal * np.array(factors)[:, None]).astype(signal.dtype)
-    warn_if_implausible(signal, record)
+    doubt = implausible_amplitude(signal)
+    if doubt:
+        logger.warning(f"{_where(record)}{doubt}")
     return signal
 
 
@@ -62,18 +64,20 @@ def _factor(unit):
     return UNIT_TO_MV.get(unit.strip().replace("µ", "u").replace("μ", "u").lower())
 
 
-def warn_if_implausible(signal, record=None):
-    """Warn once if the amplitudes of `signal` (mV) look like another unit, e.g. microvolt taken for millivolt."""
+def implausible_amplitude(signal):
+    """Return in words why the amplitudes of `signal` (mV) look like another unit, e.g. microvolt taken for millivolt, or None."""
     ranges = lead_ranges(signal)
-    typical = float(np.median(ranges)) if len(ranges) else 0.0
+    typical, largest = (float(np.median(ranges)), float(ranges.max())) if len(ranges) else (0.0, 0.0)
     low, high = PLAUSIBLE_RANGE_MV
-    if typical > high or 0 < typical and ranges.max() < low:
-        warn_once(
-            "amplitude",
-            f"{_where(record)}leads range over {typical:.4g} mV (median), an ECG over 0.1 to 10 mV. Check `units`: "
-            f"{'microvolt or ADC steps passed as millivolt?' if typical > high else 'volt passed as millivolt?'} "
-            "(Said once; further records are not named.)",
+    if largest > high:
+        who = "leads range" if typical > high else f"row {int(ranges.argmax())} ranges"
+        size = f"{typical:.4g} mV (median)" if typical > high else f"{largest:.4g} mV"
+        return (
+            f"{who} over {size}, an ECG over 0.1 to 10 mV. Check `units`: microvolt or ADC steps passed as millivolt?"
         )
+    if 0 < largest < low:
+        return f"leads range over {largest:.4g} mV, an ECG over 0.1 to 10 mV. Check `units`: volt passed as millivolt?"
+    return None
 
 
 def lead_ranges(signal):

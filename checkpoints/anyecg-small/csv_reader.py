@@ -56,6 +56,7 @@ class _Layout(NamedTuple):
     rate: float | None = None
     time_column: int | None = None
     seconds: float = 1.0  # of one unit of the time column
+    vague_time_column: int | None = None  # one without a unit
     age: float | None = None
     statements: tuple = ()
 
@@ -88,8 +89,8 @@ def read_csv(path, stated):
             fewer cells than the first, the time is uneven.
     """
     warnings = []
-    with open_regular(path) as file:
-        lines = _lines(io.TextIOWrapper(file, encoding=_encoding(file), errors="replace"), path)
+    with open_regular(path) as file, io.TextIOWrapper(file, encoding=_encoding(file), errors="replace") as text:
+        lines = _lines(text, path)
         head = list(itertools.islice(lines, _HEAD_LINES))
         if not head:
             raise ValueError(f"{path}: no line in it.")
@@ -225,7 +226,8 @@ def _layout_with_names(names, units, delimiter, stated, warnings, path):
         raise ValueError(f"{path}: {check}; pass sampling_rate=<Hz>.")
     used = time_column if seconds else None
     names = list(stated.lead_names or [names[column] for column in columns])
-    return _Layout(delimiter, len(units), columns, names, factors, rate, used, seconds or 1.0)
+    vague = None if seconds else time_column
+    return _Layout(delimiter, len(units), columns, names, factors, rate, used, seconds or 1.0, vague)
 
 
 def _time_unit(name, unit):
@@ -289,7 +291,9 @@ def _apple_layout(fields, stated, path):
         given = getattr(stated, name)
         if given is not None and given != in_file:
             raise ValueError(f"{path}: {name} was passed, but this file says it itself. Leave it out.")
-    lead = values[-2].split()[-1] if values[-2].split() else ""
+    if _HERTZ.fullmatch(values[-2]) or not values[-2].strip():
+        raise ValueError(f"{path}: no line between the rate and the unit names the lead, like 'Lead,Lead I'.")
+    lead = values[-2].split()[-1]
     age, statements = None, []
     for (_, birth), (_, recorded), (name, finding) in zip(fields, fields[1:], fields[2:]):
         if found := _RECORDED.fullmatch(recorded):
@@ -321,6 +325,8 @@ def _read_signal(rows, layout, stated, warnings, path):
             found = rate or _rate_of(times, path)
             last_time = _check_times(times, last_time, found, first_line, path)
             rate = check_sampling_rate(found, path)
+        if layout.vague_time_column is not None and num_rows == 0:
+            warnings += _doubt_rate(block[:, layout.vague_time_column], rate)
         start = round(min(stated.start_seconds * rate, 1 << 53))
         duration = 1 << 53 if stated.duration_seconds is None else stated.duration_seconds * rate
         stop = start + round(min(duration, 1 << 53))
@@ -377,6 +383,14 @@ def _to_millivolt(block, factors, first_line, path):
     if np.isinf(millivolt).any():
         raise ValueError(f"{path}: a value too large to be true within {len(block)} lines from line {first_line} on.")
     return millivolt
+
+
+def _doubt_rate(times, rate):
+    """Return a warning, in a list, where times without a unit fit the rate that the caller states in no unit."""
+    step = np.median(np.diff(times)) if len(times) > 1 else 1.0
+    fits = step == 1 or any(abs(step * seconds * rate - 1) < 0.01 for seconds in _SECONDS.values())
+    text = f"the time column grows by {step:g} a row, which fits {rate:g} Hz in no unit; the rate that was passed is taken."
+    return [] if fits else [text]
 
 
 def _rate_of(times, path):

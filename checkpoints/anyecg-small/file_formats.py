@@ -1,5 +1,6 @@
 """Which format a file has, told from its content, and the reader for each: `find_file(path)`, `READERS`."""
 
+import os
 import re
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ _WHAT_ARRAYS_LACK = frozenset({"sampling_rate", "lead_names", "units"})
 READERS = {
     "WFDB": Reader(read_wfdb),
     "CPSC-2018 MAT": Reader(read_cpsc_mat),
-    "EDF": Reader(read_edf),
+    "EDF": Reader(read_edf, frozenset({"units"})),
     "DICOM": Reader(read_dicom),
     "HL7 aECG": Reader(read_aecg),
     "Philips Sierra XML": Reader(read_sierra),
@@ -62,9 +63,10 @@ def find_file(path):
     if not path.name:
         raise FileNotFoundError(f"{path}: no file name.")
     header = _wfdb_header(path)
-    if not path.exists() and header is not None:
+    exists = os.path.exists(path)
+    if not exists and header is not None:
         return header, "WFDB"
-    if not path.exists():
+    if not exists:
         raise FileNotFoundError(f"{path}: no such file, and no WFDB header {path.name}.hea either.")
     file_format = _recognise(read_start(path, _START_BYTES))
     if path.suffix == ".hea" and file_format in (None, "CSV"):
@@ -83,14 +85,14 @@ def _wfdb_header(path):
     candidates = [path.with_name(path.name + ".hea")]
     if path.suffix in _WFDB_DATA_SUFFIXES:
         candidates.append(path.with_suffix(".hea"))
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    return next(filter(os.path.exists, candidates), None)  # pathlib's raises where the suffix makes a name too long
 
 
 def _recognise(start):
     """Return the format of a file that begins with `start` (bytes), or None."""
     if start[128:132] == b"DICM":
         return "DICOM"
-    if start[:8] == b"0       ":
+    if start[:8] in (b"0       ", b"\xffBIOSEMI"):
         return "EDF"
     if start[:8] in (b"ISHNE1.0", b"ANN  1.0"):
         return "ISHNE"

@@ -1,10 +1,13 @@
 """`Record`, one recording of one patient, and `read_record(path)`, which reads it from a file of any format."""
 
 import dataclasses
+import numbers
 import re
 from pathlib import Path
 
 import numpy as np
+
+from .signal_ops import implausible_amplitude
 
 OLDEST_AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
@@ -118,12 +121,14 @@ def read_record(
             missing, or the file says otherwise.
         ImportError: reading this format needs a package: `pip install anyecg-hf[formats]`.
         OSError: a file is missing, unreadable, or no regular file.
-        TypeError: `path` is no path.
+        TypeError: `path` is no path, `lead_names` one string, a part of the recording no number of seconds.
     """
     if not isinstance(path, str) and not hasattr(path, "__fspath__"):
         raise TypeError(f"{path!r} is no path; pass a str or pathlib.Path, for instance read_record('A0001.hea').")
     from .file_formats import READERS, find_file  # the readers make records
 
+    if isinstance(lead_names, str):
+        raise TypeError(f"lead_names is the single string {lead_names!r}; pass a list, one name per row.")
     names = None if lead_names is None else tuple(lead_names)
     stated = Stated(sampling_rate, names, units, record_index, start_seconds, duration_seconds)
     _check_part(stated)
@@ -133,6 +138,8 @@ def read_record(
         if getattr(stated, name) is not None and name not in reader.stated:
             raise ValueError(f"{file}: {name} was passed, but {file_format} says it itself. Leave it out.")
     record = reader.read(file, stated)
+    doubt = implausible_amplitude(record.signal)
+    record.warnings += [doubt] if doubt else []
     record.record_name, record.file_format = file.stem, file_format
     record.diagnosis_codes = [code for code in record.diagnosis_codes if _CODE.fullmatch(code)]
     folder = str(file.with_name("x"))[:-1]  # may be named after the patient; warnings become part of results
@@ -170,7 +177,11 @@ def part_to_read(stated, sampling_rate, num_samples):
 
 
 def _check_part(stated):
-    if not 0 <= stated.start_seconds < float("inf"):
+    for name in ("start_seconds", "duration_seconds"):
+        seconds = getattr(stated, name)
+        if not isinstance(seconds, (numbers.Real, type(None))):
+            raise TypeError(f"{name} is {seconds!r} ({type(seconds).__name__}); pass a number of seconds.")
+    if stated.start_seconds is None or not 0 <= stated.start_seconds < float("inf"):
         raise ValueError(f"start_seconds is {stated.start_seconds!r}; a number of seconds from 0 on is accepted.")
     if stated.duration_seconds is not None and not 0 < stated.duration_seconds < float("inf"):
         raise ValueError(f"duration_seconds is {stated.duration_seconds!r}; a number above 0, or None for all.")
