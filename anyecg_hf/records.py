@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .signal_ops import implausible_amplitude
+from .signal_ops import HIGHEST_RATE, implausible_amplitude
 
 OLDEST_AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
@@ -138,12 +138,16 @@ def read_record(
         if getattr(stated, name) is not None and name not in reader.stated:
             raise ValueError(f"{file}: {name} was passed, but {file_format} says it itself. Leave it out.")
     record = reader.read(file, stated)
-    doubt = implausible_amplitude(record.signal)
-    record.warnings += [doubt] if doubt else []
     record.record_name, record.file_format = file.stem, file_format
     record.diagnosis_codes = [code for code in record.diagnosis_codes if _CODE.fullmatch(code)]
     folder = str(file.with_name("x"))[:-1]  # may be named after the patient; warnings become part of results
     record.warnings = [warning.replace(folder, "") for warning in record.warnings]
+    doubt = implausible_amplitude(record.signal)
+    record.warnings += [doubt] if doubt else []
+    if record.sampling_rate > HIGHEST_RATE:
+        record.warnings.append(
+            f"sampling rate of {record.sampling_rate:g} Hz: above {HIGHEST_RATE:g}, so hardly an ECG's."
+        )
     return record
 
 

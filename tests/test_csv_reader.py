@@ -125,6 +125,13 @@ def test_a_column_that_counts_is_passed_over(tmp_path):
     np.testing.assert_allclose(record.signal, [[0.5, 0.6], [1, 2]])
 
 
+def test_names_and_no_numbers_are_said_to_be_no_recording(tmp_path):
+    """Found by fuzzing: the message was about start_seconds, which nobody had passed."""
+    (tmp_path / "a.csv").write_bytes(b"titime,\xcc\xcc\xcc\xccI\x0b,2\n")
+    with pytest.raises(ValueError, match=r"a\.csv: no row of numbers"):
+        read_record(tmp_path / "a.csv", lead_names=["I", "II", "V1"], **STATED)
+
+
 def test_other_columns_are_left_out_and_said(tmp_path):
     text = "time (s),II (mV),HR (bpm),label\n0,0.5,60,1\n0.01,0.5,60,1\n"
     record = read_record(write(tmp_path / "a.csv", text))

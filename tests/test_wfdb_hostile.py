@@ -166,6 +166,7 @@ CASES = {
         (FIRST, "r 2 nan 4", "sampling rate"),
         (FIRST, "r 2 inf 4", "sampling rate"),
         (FIRST, "r 2 1e300 4", "above zero"),
+        (FIRST, "r 2 500e6 4", SAID),
         (FIRST, "r 2 1e-300 4", "above zero"),
         (FIRST, "r 2 500Hz 4", "sampling rate"),
         (FIRST, "r 2 500,0 4", "sampling rate"),
@@ -358,6 +359,19 @@ def test_flac_is_read_whole_in_parts_and_refused_when_cut(tmp_path, bits, form):
             assert record.warnings
             same = record.signal == values.T[:, : record.signal.shape[1]]
             assert (same | np.isnan(record.signal)).all()
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_flac_of_which_nothing_can_be_decoded_is_refused(tmp_path, num_channels):
+    """Found by fuzzing: with bytes put into its comment block, the decoder gives nothing and no error."""
+    soundfile = pytest.importorskip("soundfile")
+    values = np.random.default_rng(0).integers(-100, 100, (50_000, num_channels)).astype(np.int16)
+    soundfile.write(tmp_path / "r.dat", values, 500, format="FLAC", subtype="PCM_16")
+    content = (tmp_path / "r.dat").read_bytes()
+    (tmp_path / "r.dat").write_bytes(content.replace(b"reference libFL", b"reference libFL\xff\xff\xff\xff\xff"))
+    (tmp_path / "r.hea").write_text(f"r {num_channels} 500 50000\n" + "r.dat 516 1/mV\n" * num_channels)
+    with pytest.raises(ValueError, match="r.dat: damaged, of 50000 samples none"):
+        read_record(tmp_path / "r")
 
 
 def test_flac_of_other_depth_or_number_of_channels_than_announced_is_refused(tmp_path):

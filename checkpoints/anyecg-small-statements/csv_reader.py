@@ -335,7 +335,7 @@ def _read_signal(rows, layout, stated, warnings, path):
         num_rows += len(block)
         if num_rows >= stop:
             break
-    if rate is None:
+    if not num_rows:
         raise ValueError(f"{path}: no row of numbers after the names.")
     part_to_read(stated, rate, num_rows)  # raises where the part begins after the end
     return np.ascontiguousarray(np.concatenate(parts).T), rate

@@ -67,7 +67,8 @@ def _factor(unit):
 def implausible_amplitude(signal):
     """Return in words why the amplitudes of `signal` (mV) look like another unit, e.g. microvolt taken for millivolt, or None."""
     ranges = lead_ranges(signal)
-    typical, largest = (float(np.median(ranges)), float(ranges.max())) if len(ranges) else (0.0, 0.0)
+    in_order = np.sort(ranges) if len(ranges) else np.zeros(1)
+    typical, largest = float(in_order[len(in_order) // 2]), float(in_order[-1])
     low, high = PLAUSIBLE_RANGE_MV
     if largest > high:
         who = "leads range" if typical > high else f"row {int(ranges.argmax())} ranges"

@@ -82,8 +82,9 @@ def flac_frames(path, form, *, samples_per_frame, start, stop, where):
             wanted = min(step, stop - begin) * samples_per_frame
             data = file.read(wanted, dtype="int32", always_2d=True) >> (32 - FLAC_BITS[form])
             frames = len(data) // samples_per_frame
-            groups = data[: frames * samples_per_frame].reshape(frames, samples_per_frame, -1)
-            yield groups.transpose(0, 2, 1).reshape(frames, -1)
+            if frames:
+                groups = data[: frames * samples_per_frame].reshape(frames, samples_per_frame, -1)
+                yield groups.transpose(0, 2, 1).reshape(frames, -1)
             if len(data) < wanted:
                 return
 

@@ -115,6 +115,8 @@ class SingleSegment:
             first_frame = frames[0] if done == 0 else first_frame
             sums = sums + by_column.sum(axis=1, dtype=np.int64)
             done += len(frames)
+        if done == first < last:
+            raise ValueError(f"{file.where}: damaged, of {last - first} samples none can be read.")
         if done < last:
             self.notes.append(f"{file.where}: damaged, {done} of {last} samples are there.")
         is_whole = first == 0 and done == end == (announced or end)
