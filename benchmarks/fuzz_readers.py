@@ -83,7 +83,7 @@ FAMILIES = {
         _SEGMENTS, ("wfdb_hostile", "wfdb_segments"), 16_384, ("wfdb_samples/*.hea", "challenge-2021/*/*.hea")
     ),
     "annotations": Family(("r.atr",), ("wfdb_annotations",), 1024, ("mitdb/*.atr", "cpsc_2021/*.atr"), beside=_OF_ATR),
-    "mat": Family(("r.mat",), ("array_reader", "records"), begin=b"MATLAB 5.0"),
+    "mat": Family(("r.mat",), ("mat_reader", "records"), begin=b"MATLAB 5.0"),
     "edf": Family(("r.edf",), ("edf_reader",), 65_536, ("formats/edf/*.edf",)),
     "dicom": Family(("r.dcm",), ("dicom_reader",)),
     "aecg": Family(("r.xml",), ("aecg_reader", "xml_readers")),
