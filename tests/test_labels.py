@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from training.labels import MULTI, REGRESSION, SINGLE, build_task, encode_all, ptb_xl_statements, superclass_members
+from training.labels import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    build_task,
+    encode_all,
+    ptb_xl_statements,
+    snomed_codes,
+    superclass_members,
+)
 
 
 def _row(*codes, age=None, sex=None):
@@ -95,3 +104,50 @@ def test_an_unknown_task_names_the_known_ones():
 def test_a_task_that_fits_no_record_says_which_codes_the_records_carry():
     with pytest.raises(ValueError, match="426783006"):
         encode_all(build_task("statements"), [_row("426783006")])
+
+
+# SNOMED codes and the Challenge's classes
+
+
+def test_the_24_classes_merge_the_pairs_that_the_challenge_counts_as_one():
+    task = build_task("challenge")
+    assert len(task.names) == 24 and task.problem_type == MULTI
+
+    def positives(*codes):
+        return [task.names[i] for i in np.flatnonzero(task.encode(_row(*codes)))]
+
+    for one, other, name in (
+        ("713427006", "59118001", "RBBB"), ("284470004", "63593006", "PAC"), ("427172004", "17338001", "PVC")
+    ):  # fmt: skip
+        assert positives(one) == positives(other) == positives(one, other) == [name]
+    assert positives("733534002") == []  # complete left bundle branch block: merged with LBBB in 2021 only
+
+
+def test_a_record_with_other_codes_only_is_negative_and_one_without_codes_is_dropped():
+    task = build_task("challenge")
+    assert not task.encode(_row("999999999", "164951009")).any()
+    assert task.encode(_row()) is None
+
+
+def test_the_snomed_table_agrees_with_those_of_the_challenge(real_ecg):
+    import csv
+
+    codes = snomed_codes()
+    assert len(codes) == 137
+    for name in ("dx_mapping_scored.csv", "dx_mapping_unscored.csv"):
+        with open(real_ecg / "labels" / name, newline="", encoding="utf-8-sig") as file:
+            for row in csv.DictReader(file):
+                each = codes[row["SNOMEDCTCode"]]
+                assert (each.abbreviation, each.description) == (row["Abbreviation"].strip(), row["Dx"].strip())
+                assert name == "dx_mapping_scored.csv" or each.challenge_class is None
+    with open(real_ecg / "labels" / "ConditionNames_SNOMED-CT.csv", newline="", encoding="utf-8-sig") as file:
+        assert {row["Snomed_CT"].strip() for row in csv.DictReader(file)} <= set(codes)
+
+
+def test_nearly_all_codes_of_the_published_headers_are_known(real_ecg):
+    from anyecg_hf.records import parse_comments
+
+    headers = sorted((real_ecg / "challenge-2021").rglob("*.hea"))
+    lines = [[line[1:].strip() for line in path.read_text().splitlines() if line[0] == "#"] for path in headers]
+    found = [code for comments in lines for code in parse_comments(comments)["diagnosis_codes"]]
+    assert len(found) > 200 and sum(code in snomed_codes() for code in found) >= 0.99 * len(found)

@@ -5,6 +5,8 @@ Tasks (`--task`):
     superclass        NORM, MI, STTC, CD, HYP, multi label; records without a diagnostic statement are dropped
     superclass_single the same five, single label: only records with exactly one of them
     diagnostic, form, rhythm, subclass   the other PTB-XL groupings, multi label, records without any dropped
+    challenge         24 classes of PhysioNet's Challenge 2020, multi label, for `Dx` codes (SNOMED CT): RBBB, PAC and PVC
+                      each merge two codes that the Challenge counts as one; records without any code are dropped
     codes             multi label over all codes that occur in at least `min_positives` training records: for the `Dx`
                       codes of any WFDB folder
     age               regression, years (standardised for training, folded back into the head afterwards)
@@ -51,6 +53,25 @@ def ptb_xl_statements() -> tuple[Statement, ...]:
             )
             for row in csv.DictReader(file)
         )
+
+
+@dataclass(frozen=True)
+class SnomedCode:
+    code: str
+    abbreviation: str
+    description: str
+    challenge_class: str | None  # of the 24
+
+
+@cache
+def snomed_codes() -> dict[str, SnomedCode]:
+    """Return the SNOMED CT codes of `label_maps/snomed_codes.csv`, by code: those of the Challenges' corpora.
+
+    From the tables of PhysioNet's Challenge 2021 (133 codes; a corpus may use others) and Chapman-Shaoxing's own (4 more).
+    """
+    with open(LABEL_MAPS / "snomed_codes.csv", newline="") as file:
+        rows = [{key: value or None for key, value in row.items()} for row in csv.DictReader(file)]
+    return {row["code"]: SnomedCode(**row) for row in rows}
 
 
 @cache
@@ -100,13 +121,15 @@ def build_task(name: str, train_codes: Sequence[Sequence[str]] = (), *, min_posi
     """
     if name in _PTB_XL_TASKS:
         return _PTB_XL_TASKS[name]()
+    if name == "challenge":
+        return _challenge_task()
     if name == "codes":
         return _codes_task(train_codes, min_positives)
     if name == "age":
         return Task(name, REGRESSION, ("age",), lambda row: None if row["age"] is None else np.float32([row["age"]]))
     if name == "sex":
         return Task(name, SINGLE, ("male", "female"), lambda row: {"male": 0, "female": 1}.get(row["sex"]))
-    known = ", ".join([*_PTB_XL_TASKS, "codes", "age", "sex"])
+    known = ", ".join([*_PTB_XL_TASKS, "challenge", "codes", "age", "sex"])
     raise ValueError(f"--task {name!r} is unknown. Accepted: {known}.")
 
 
@@ -167,6 +190,13 @@ def _single_superclass_task() -> Task:
         return int(target.argmax()) if target is not None and target.sum() == 1 else None
 
     return Task("superclass_single", SINGLE, SUPERCLASSES, encode)
+
+
+def _challenge_task() -> Task:
+    classes = {code: each.challenge_class for code, each in snomed_codes().items() if each.challenge_class}
+    names = list(dict.fromkeys(classes.values()))
+    marked = _multi_hot_task("challenge", names, lambda code: (classes.get(code),), keep_empty=True)
+    return Task("challenge", MULTI, marked.names, lambda row: marked.encode(row) if len(row["codes"]) else None)
 
 
 _PTB_XL_TASKS: dict[str, Callable[[], Task]] = {
