@@ -153,10 +153,10 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             TypeError: `record` is none of the above.
         """
         given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
-        items = [self._item(self._prepare(one, lead_aliases, **given)) for one in as_list_of_records(record)]
-        if not return_quality:
-            for item in items:
-                del item["quality"]
+        items = [
+            self._item(self._prepare(one, lead_aliases, **given), return_quality=return_quality)
+            for one in as_list_of_records(record)
+        ]
         return self.pad(items, return_tensors=return_tensors)
 
     def windows(
@@ -181,11 +181,10 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         prepared = self._prepare(record, lead_aliases, **given)
         items, kept = [], []
         for start in self._window_starts(prepared.values.shape[1]):
-            item = self._item(prepared, start=start, num_samples=self._window_samples, may_be_empty=True)
+            stretch = {"start": start, "num_samples": self._window_samples, "may_be_empty": True}
+            item = self._item(prepared, return_quality=return_quality, **stretch)
             if item is None:
                 continue
-            if not return_quality:
-                del item["quality"]
             items.append(item)
             kept.append(start)
         if not items:
@@ -256,7 +255,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             highcut_order=self.highcut_order,
         )
 
-    def _item(self, prepared, *, start=0, num_samples=None, may_be_empty=False):
+    def _item(self, prepared, *, return_quality, start=0, num_samples=None, may_be_empty=False):
         """Return one unbatched item: the samples from `start` on, in patches, unusable ones masked and emptied."""
         stop = min(prepared.values.shape[1], start + (num_samples or prepared.values.shape[1]))
         num_patches = max(1, math.floor((stop - start) / self.patch_size + 0.5))
@@ -264,7 +263,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         patches = np.zeros((len(prepared.values), num_patches * self.patch_size), np.float32)
         patches[:, : stop - start] = prepared.values[:, start:stop]
         patches = patches.reshape(len(patches), num_patches, self.patch_size)
-        flags = self._flags(prepared, patches, start, stop)
+        flags = self._flags(prepared, patches, start, stop, return_quality)
         if self.clip_mv is not None:
             flags |= (np.abs(patches).max(axis=-1) > self.clip_mv) * int(QualityFlag.LIMITED)
             np.clip(patches, -self.clip_mv, self.clip_mv, out=patches)
@@ -279,15 +278,18 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             return None
         _warn_of_flags(usable, flags, patches, prepared)
         patches[~usable] = 0.0
-        return {
+        item = {
             "input_values": patches.reshape(len(patches), -1),
             "lead_ids": np.array([LEAD_IDS[name] for name in prepared.lead_names], np.int64),
             "attention_mask": usable.astype(np.int64),
-            "quality": flags,
         }
+        return {**item, "quality": flags} if return_quality else item
 
-    def _flags(self, prepared, patches, start, stop):
-        """Return the quality flags `(leads, patches)` of the stretch from `start` to `stop` (samples of the model)."""
+    def _flags(self, prepared, patches, start, stop, return_quality):
+        """Return the quality flags `(leads, patches)` of the stretch from `start` to `stop` (samples of the model).
+
+        Those that neither mask nor warn are looked for only if somebody asks for them.
+        """
         edges = start + np.arange(patches.shape[1] + 1) * self.patch_size
         step = prepared.sampling_rate / self.sampling_rate
         edges = np.ceil(np.minimum(edges, stop) * step - 1e-6).astype(np.int64)
@@ -296,7 +298,8 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         flags = sample_flags(prepared.filled, prepared.missing, prepared.saturated, rate, edges)
         flags[prepared.is_flat] |= int(QualityFlag.FLAT)
         usable = (flags & int(UNUSABLE)) == 0
-        flags |= line_flags(prepared.filled, usable, rate, edges)
+        if return_quality:
+            flags |= line_flags(prepared.filled, usable, rate, edges)
         return flags | beat_flags(patches, usable, self.sampling_rate, prepared.lead_names)
 
     def _refuse_short(self, record):
