@@ -219,6 +219,14 @@ def test_swapped_or_reversed_limb_leads_are_reported_with_what_would_mend_them(e
     assert acceptability(quality) == 1.0  # wrong names, not a bad signal
 
 
+@pytest.mark.parametrize("value", [0.0, np.nan])
+@pytest.mark.parametrize("row", [0, 2, 4])
+def test_a_limb_lead_that_is_flat_or_missing_contradicts_nothing(extractor, row, value):
+    record = simulate_record(4)
+    record.signal[row, 1000:4000] = value
+    assert not has(quality_of(extractor, record), QualityFlag.INCONSISTENT).any()
+
+
 def test_limb_leads_that_agree_and_too_few_to_tell_are_not_reported(extractor):
     record = simulate_record(4)
     record.signal += np.random.default_rng(0).normal(0, 0.02, record.signal.shape).astype(np.float32)

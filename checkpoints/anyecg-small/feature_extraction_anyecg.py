@@ -392,7 +392,7 @@ def _warn_of_flags(usable, flags, patches, prepared):
     contradicts = ((flags & int(QualityFlag.INCONSISTENT)) != 0) & usable
     leads = [name for name, each, used in zip(prepared.lead_names, contradicts, usable) if each.sum() > used.sum() / 2]
     if leads:
-        change = explain_contradiction(patches, prepared.lead_names)
+        change = explain_contradiction(patches, usable, prepared.lead_names)
         hint = (
             f"They would agree if {change}"
             if change

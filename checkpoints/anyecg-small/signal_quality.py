@@ -164,10 +164,8 @@ def _equal_patches(signal, edges):
     length = int(edges[1] - edges[0])
     if (np.diff(edges) == length).all():
         return signal[:, edges[0] : edges[-1]].reshape(len(signal), -1, length)
-    places = np.minimum(
-        edges[:-1, None] + np.arange(length), signal.shape[1] - 1
-    )  # the last value stands for what is missing
-    return signal[:, places]
+    places = edges[:-1, None] + np.arange(length)
+    return signal[:, np.minimum(places, signal.shape[1] - 1)]  # the last value stands for what is missing
 
 
 def mains_amplitude(patches, sampling_rate):
@@ -230,7 +228,7 @@ def beat_flags(patches, usable, sampling_rate, lead_names):
     most_agree = (num_agreeing >= 2) & (2 * num_agreeing > usable.sum(axis=0))
     is_absent = (agreement < BEATS_ALIKE) & (around < BEATS_ABSENT) & most_agree
     flags = (around < BEATS_ALIKE) * int(QualityFlag.NOISE) | is_absent * int(QualityFlag.DISCONNECTED)
-    return (flags | limb_leads_contradict(patches, lead_names) * int(QualityFlag.INCONSISTENT)) * usable
+    return (flags | limb_leads_contradict(patches, usable, lead_names) * int(QualityFlag.INCONSISTENT)) * usable
 
 
 def beat_agreement(patches, usable, sampling_rate):
@@ -273,10 +271,12 @@ def _correlation(means, num_others):
     return np.where(variance_others < least * num_others**2, 1.0, (product - own * others) / size)
 
 
-def limb_leads_contradict(patches, lead_names):
+def limb_leads_contradict(patches, usable, lead_names):
     """Return in which patches of which limb leads these contradict each other: bool `(num_leads, num_patches)`.
 
-    Checked are I + III = II and aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2, where the leads are present.
+    Checked are I + III = II and aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2, where the leads are there and usable.
+
+    Args: as for `beat_flags`.
     """
     found = np.zeros(patches.shape[:2], bool)
     sums = [factors for factors in _SUMS_TO_ZERO if all(name in lead_names for name in factors)]
@@ -288,7 +288,8 @@ def limb_leads_contradict(patches, lead_names):
     rest = (factors @ limb_leads.reshape(len(rows), -1)).reshape(len(sums), *patches.shape[1:])
     takes_part = factors != 0
     largest = (takes_part[..., None] * _rms(limb_leads)).max(axis=1)
-    is_violated = _rms(rest) > LIMB_SHARE * largest + LIMB_MV  # (sums, patches)
+    is_known = ~(takes_part @ ~usable[rows])  # (sums, patches)
+    is_violated = is_known & (_rms(rest) > LIMB_SHARE * largest + LIMB_MV)
     found[rows] = takes_part.T @ is_violated
     return found
 
@@ -297,23 +298,23 @@ def _rms(patches):
     return np.sqrt(np.einsum("lpn,lpn->lp", patches, patches) / patches.shape[-1])
 
 
-def explain_contradiction(patches, lead_names):
+def explain_contradiction(patches, usable, lead_names):
     """Return what would make limb leads agree that contradict each other: `"aVL and aVF were exchanged"`, `"III were
     reversed"`, or `None` if no such single change would.
 
     Args: as for `limb_leads_contradict`.
     """
     limb_leads = [name for name in lead_names if name in _LIMB_LEADS]
-    few = (1 - EXPLAINED_SHARE) * limb_leads_contradict(patches, lead_names).mean()
+    few = (1 - EXPLAINED_SHARE) * limb_leads_contradict(patches, usable, lead_names).mean()
     signs = np.ones((len(lead_names), 1, 1), np.float32)
     for one, other in itertools.combinations(limb_leads, 2):
         names = [{one: other, other: one}.get(name, name) for name in lead_names]
-        if limb_leads_contradict(patches, names).mean() < few:
+        if limb_leads_contradict(patches, usable, names).mean() < few:
             return f"{one} and {other} were exchanged"
     for name in limb_leads:
         row = lead_names.index(name)
         signs[row] = -1
-        if limb_leads_contradict(patches * signs, lead_names).mean() < few:
+        if limb_leads_contradict(patches * signs, usable, lead_names).mean() < few:
             return f"{name} were reversed"
         signs[row] = 1
     return None
