@@ -436,8 +436,9 @@ def test_two_downloads_do_not_write_to_one_folder(server, tmp_path):
 
 
 CHILD = """
-import json, sys
+import json, signal, sys
 from training.download import download_files
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background has it ignored
 print("started", flush=True)
 download_files(sys.argv[1], sys.argv[2], json.loads(sys.stdin.read()), num_workers=3, progress=False)
 """
