@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import scipy.io
 from test_dicom_reader import PATIENT as DICOM_PATIENT
 from test_dicom_reader import channel, coded, dicom, group
 from test_edf_reader import lists
@@ -350,10 +351,9 @@ def hdf5_file(folder):
 
 
 def mat_file(folder):
-    scipy_io = pytest.importorskip("scipy.io")
     file = io.BytesIO()
     fields = {"sex": "Female", "age": 69, "data": np.tile(steps(), (6, 1)) / 200, "name": MARKER, "birth": "1951-01-01"}
-    scipy_io.savemat(file, {"ECG": fields, f"of_{MARKER}": "2020-05-18"})
+    scipy.io.savemat(file, {"ECG": fields, f"of_{MARKER}": "2020-05-18"})
     data = file.getvalue()
     data = b"MATLAB 5.0 MAT-file, of ".ljust(24) + f"{MARKER} on 2020-05-18 15:48:11".ljust(92).encode() + data[116:]
     hidden, dates = [b"1951-01-01", b"2020-05-18"], ((1951, 1, 1), (2020, 5, 18))

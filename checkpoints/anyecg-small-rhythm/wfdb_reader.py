@@ -1,7 +1,7 @@
 """WFDB records of one or several segments, with annotations: `read_wfdb(header, stated) -> Record`. Needs no wfdb package."""
 
 from .record_fields import standard_lead_names
-from .records import Record, parse_comments
+from .records import Record, parse_comments, part_to_read
 from .wfdb_annotations import read_annotations
 from .wfdb_header import read_header
 from .wfdb_segments import ManySegments
@@ -28,7 +28,7 @@ def read_wfdb(path, stated):
     per_frame = source.samples_per_frame
     rate = header.frame_rate * per_frame
     num_samples = source.num_frames * per_frame
-    start, stop = _part(stated, rate, num_samples, path)
+    start, stop = part_to_read(stated, rate, num_samples)
     first_frame, last_frame = start // per_frame, -(-stop // per_frame)
     signal = source.read(first_frame, last_frame)
     signal = signal[:, start - first_frame * per_frame : stop - first_frame * per_frame]
@@ -40,16 +40,3 @@ def read_wfdb(path, stated):
     if len(warnings) > MOST_WARNINGS:
         warnings[MOST_WARNINGS:] = [f"{path}: {len(warnings) - MOST_WARNINGS} more warnings, not listed."]
     return Record(signal, rate, names, **parse_comments(header.comments), annotations=annotations, warnings=warnings)
-
-
-def _part(stated, rate, num_samples, path):
-    """Return the first sample that is asked for, and the one after the last."""
-    start = round(min(stated.start_seconds * rate, 2.0**62))
-    length = num_samples if stated.duration_seconds is None else round(min(stated.duration_seconds * rate, 2.0**62))
-    if start >= num_samples:
-        raise ValueError(
-            f"{path}: start_seconds is {stated.start_seconds:g}, the recording ends at {num_samples / rate:g} s."
-        )
-    if length < 1:
-        raise ValueError(f"{path}: duration_seconds is {stated.duration_seconds:g}, less than a sample at {rate:g} Hz.")
-    return start, min(start + length, num_samples)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 UNIT_TO_MV = {"nv": 1e-6, "uv": 1e-3, "mv": 1.0, "v": 1e3}
 LOWEST_RATE, HIGHEST_RATE = 50.0, 100_000.0  # Hz; below 50 a QRS complex is lost, above 100 kHz no ECG is recorded
-PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # of the peak-to-peak value of a lead, median over the leads
+PLAUSIBLE_RANGE_MV = (0.01, 50.0)  # peak to peak: no lead more, the largest one no less
 _LARGEST_FACTOR = (
     20_000  # of the rational that stands for a ratio of rates: at most 25 ppm off, less than a recorder's clock
 )

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .leads import resolve_lead_name
+from .leads import LEAD_IDS
+from .record_fields import standard_or_own_name
 from .regular_files import require_regular_file
 from .signal_ops import unit_to_mv
 from .wfdb_decoding import (
@@ -200,7 +201,7 @@ def choose_signals(signals, notes, path, must_be_stored):
             voltages.append(index)
     if not voltages:
         raise ValueError(f"{path}: no voltage with data among its signals; {' '.join(notes[:20])}")
-    leads = [index for index in voltages if lead_or_none(signals[index].name)]
+    leads = [index for index in voltages if standard_or_own_name(signals[index].name) in LEAD_IDS]
     per_frame = max(signals[index].samples_per_frame for index in leads[:1] or voltages)
     for index in voltages:
         if signals[index].samples_per_frame != per_frame:
@@ -214,14 +215,6 @@ def is_voltage(signal):
         return unit_to_mv(signal.unit) > 0
     except ValueError:
         return False
-
-
-def lead_or_none(name):
-    """Return the standard name of a lead, or `None` where it cannot be told."""
-    try:
-        return resolve_lead_name(name)
-    except ValueError:
-        return None
 
 
 def _check_gain(signal, where, notes):
