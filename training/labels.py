@@ -37,6 +37,7 @@ class Statement:
     kinds: tuple[str, ...]  # of "diagnostic", "form", "rhythm"
     superclass: str | None
     subclass: str | None
+    snomed_code: str | None  # what the Challenge translated it to
 
 
 @cache
@@ -50,6 +51,7 @@ def ptb_xl_statements() -> tuple[Statement, ...]:
                 tuple(row["kinds"].split("+")),
                 row["superclass"] or None,
                 row["subclass"] or None,
+                row["snomed_code"] or None,
             )
             for row in csv.DictReader(file)
         )

@@ -1,14 +1,17 @@
-"""Corpora: each file lists the records of one kind of folder as `RecordEntry`; `list_records` finds out which kind."""
+"""Corpora, for two uses: `list_records` lists any folder that a model is trained on, as `RecordEntry`; `CORPORA` the seven
+published corpora that the data set is built from, as `SourceRecord`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from .catalogue import CORPORA
 from .entry import RecordEntry
 from .ptb_xl import is_packed, is_published, list_packed, list_published
 from .wfdb_folder import list_wfdb_folder
 
-__all__ = ["RecordEntry", "list_records"]
+__all__ = ["CORPORA", "RecordEntry", "list_records"]
 
 
 def list_records(folder: str | Path) -> list[RecordEntry]:

@@ -1,0 +1,2 @@
+def write_cards(output):
+    pass

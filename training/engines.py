@@ -1,0 +1,100 @@
+"""Mapping `write_shard` over plans: in local processes, or with Ray Data on one machine or a cluster. Nothing else happens here.
+
+A shard lies whole in the output before its report comes back, so a worker that dies costs its shard once more, no more.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+
+from .shards import ShardPlan, write_shard
+
+ENGINES = ("local", "ray")
+MOST_ATTEMPTS = 3  # of the pool, in a row without a shard done: then it is not by chance that workers die
+
+
+def map_shards(
+    plans: Sequence[ShardPlan], *, engine: str = "local", num_proc: int = 1
+) -> Iterator[tuple[ShardPlan, dict]]:
+    """Yield each plan with the report of `write_shard`, as they come.
+
+    Args:
+        engine: "local", or "ray" (`pip install anyecg-hf[cluster]`): the cluster of `RAY_ADDRESS`, else one on this machine.
+        num_proc: local processes; with Ray, shards written at a time on a local cluster (on another, as many as it has CPUs).
+
+    Raises:
+        RuntimeError: workers die again and again (out of memory?).
+        ImportError: Ray is not installed.
+        ValueError: unknown engine.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"--engine {engine!r}: accepted are {', '.join(ENGINES)}.")
+    return (_map_with_ray if engine == "ray" else _map_locally)(plans, num_proc)
+
+
+def _map_locally(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
+    if num_proc <= 1:
+        yield from ((plan, write_shard(plan)) for plan in plans)
+        return
+    left, attempts = dict(enumerate(plans)), 0
+    while left:
+        num_before = len(left)
+        try:
+            yield from _map_in_pool(left, num_proc)
+        except BrokenProcessPool as error:
+            attempts = attempts + 1 if len(left) == num_before else 1
+            if attempts >= MOST_ATTEMPTS:
+                names = ", ".join(f"{plan.corpus}/{plan.name}" for plan in list(left.values())[:num_proc])
+                raise RuntimeError(
+                    f"Worker processes died {attempts} times without finishing a shard; to be done: {names} ... Is there "
+                    "enough memory? Lower --num_proc or --shard_megabytes; what is done is kept."
+                ) from error
+
+
+def _map_in_pool(left: dict[int, ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
+    context = multiprocessing.get_context("spawn")  # forking would copy the threads' locks of torch and object stores
+    with ProcessPoolExecutor(min(num_proc, len(left)), mp_context=context) as pool:
+        try:
+            futures = {pool.submit(write_shard, plan): number for number, plan in left.items()}
+            for future in as_completed(futures):
+                report = future.result()
+                yield left.pop(futures[future]), report
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)  # also where the caller stops listening
+
+
+def _map_with_ray(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ImportError('--engine ray needs Ray: pip install "anyecg-hf[cluster]"') from None
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(**_cluster(num_proc), log_to_driver=False)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        items = [{"plan": pickle.dumps(plan)} for plan in plans]
+        blocks = ray.data.from_items(items, override_num_blocks=max(1, len(items)))  # one shard a task
+        for row in blocks.map(_write_row).iter_rows():
+            yield pickle.loads(row["plan"]), json.loads(row["report"])
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _cluster(num_proc: int) -> dict:
+    """Return where to connect to: the cluster that the environment names, else one of this process, on this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        return {"address": os.environ["RAY_ADDRESS"]}
+    return {"address": "local", "num_cpus": num_proc, "include_dashboard": False}
+
+
+def _write_row(row: dict) -> dict:
+    return {"plan": row["plan"], "report": json.dumps(write_shard(pickle.loads(row["plan"])))}
