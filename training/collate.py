@@ -1,11 +1,13 @@
-"""From items of `ECGDataset` to a batch of tensors: window, shift, gain, noise, lead dropping, masks, padding.
+"""From items of `ECGDataset`, or rows of the data set (`EpochRows`), to a batch of tensors: window, shift, gain, noise, lead
+dropping, masks, padding.
 
-All randomness of an item follows from its own seed, (seed, epoch, index), and never from a global generator: a batch is
+All randomness of an item follows from its own seed, (seed, epoch, record), and never from a global generator: a batch is
 the same after a restart, in any worker, at any moment. Items without a seed (evaluation) are not altered.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +16,20 @@ import torch
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
+from .dataset_rows import read_row
 from .masking import mask_record
+
+logger = logging.getLogger(__name__)
 
 LEAD_SUBSET_SIZES = (1, 2, 3, 6, 8)
 SEX_CODES = {"male": 0.0, "female": 1.0}
 EVAL_MASK_SEED = 20_240_917  # masks of evaluation are fixed, whatever the seed of the run
-_STREAMS = {"window": 0, "mask": 1, "leads": 2}  # one generator each, so that an option does not change the others
+_STREAMS = {
+    "window": 0,
+    "mask": 1,
+    "leads": 2,
+    "cut": 3,
+}  # one generator each, so that an option does not change the others
 
 
 @dataclass
@@ -29,7 +39,7 @@ class AugmentationArguments:
     max_shift_seconds: float = 0.0  # the record starts up to this much later; what is cut off is gone
     gain_range: float = 0.0  # all leads times a factor between 1 - this and 1 + this
     noise_mv: float = 0.0  # white noise of a standard deviation up to this
-    lead_subset_probability: float = 0.0  # of a batch to keep only 1, 2, 3, 6 or 8 random leads: cheaper, too
+    lead_subset_probability: float = 0.0  # of a record to keep only 1, 2, 3, 6 or 8 random leads
 
     def __post_init__(self):
         for name in ("max_shift_seconds", "gain_range", "noise_mv", "lead_subset_probability"):
@@ -63,12 +73,23 @@ class ECGCollator:
     ):
         self.extractor = extractor
         self.patch_size = int(extractor.patch_size)
+        self.window_seconds = window_seconds
         self.window_patches = max(1, round(window_seconds * extractor.sampling_rate / self.patch_size))
         self.augmentation = augmentation or AugmentationArguments()
         self.mask_ratio, self.mask_pattern, self.with_demography = mask_ratio, mask_pattern, with_demography
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
-        """Return `input_values` (B, L, T), `lead_ids` (B, L), `attention_mask` (B, L, P) and what was asked for."""
+        """Return `input_values` (B, L, T), `lead_ids` (B, L), `attention_mask` (B, L, P) and what was asked for.
+
+        Args:
+            items: of `ECGDataset`; or rows of the data set, read and extracted here, of long records the window alone. A row
+                in whose window nothing is usable is left out of the batch, with a warning.
+
+        Raises:
+            ValueError: nothing is left of a batch, or a row's signal is damaged.
+        """
+        if "signal" in items[0]:
+            items = self._read_rows(items)
         features = [self._features(item) for item in items]
         self._drop_leads(features, items)
         if self.mask_ratio is not None:
@@ -133,17 +154,59 @@ class ECGCollator:
             values = values + noise * np.repeat(mask, self.patch_size, axis=1)
         return values
 
+    def _read_rows(self, rows: Sequence[dict]) -> list[dict]:
+        """Return items in the form of `ECGDataset`'s of the rows of which something is usable."""
+        records = [self._read_window(row) for row in rows]
+        try:
+            features = self.extractor(records)
+            kept = range(len(rows))
+        except ValueError:  # of one of them; which and why is found out one by one
+            kept = [place for place, record in enumerate(records) if self._is_usable(record)]
+            if not kept:
+                raise
+            features = self.extractor([records[place] for place in kept])
+        items = []
+        for place, values, ids, mask in zip(
+            kept, features["input_values"], features["lead_ids"], features["attention_mask"]
+        ):
+            item = {"age": None, "sex": None, "weight": None, "index": 0, "seed": None} | rows[place]
+            leads = ids > 0  # the others fill up the batch
+            item |= {
+                "steps": values[leads],
+                "step_mv": 1.0,
+                "lead_ids": ids[leads],
+                "mask": mask[leads].astype(np.uint8),
+            }
+            items.append(item)
+        return items
+
+    def _read_window(self, row: dict):
+        """Return the record of a row, of a long one a window: at random where the row has a seed, else the middle."""
+        surplus = row["num_samples"] - round(self.window_seconds * row["sampling_rate"])
+        if surplus <= 0:
+            return read_row(row)
+        generator = _generator(row, "cut") if row.get("seed") else None
+        start = surplus // 2 if generator is None else int(generator.integers(surplus + 1))
+        return read_row(row, start / row["sampling_rate"], self.window_seconds)
+
+    def _is_usable(self, record) -> bool:
+        try:
+            self.extractor(record)
+        except ValueError as error:
+            logger.warning("left out of its batch: %s", error)
+            return False
+        return True
+
     def _drop_leads(self, features: list[dict], items: Sequence[dict]) -> None:
-        """Remove leads of a whole batch: the first item's seed says whether and how many, each item's own which."""
-        probability = self.augmentation.lead_subset_probability
-        first = _generator(items[0], "leads")
-        if first is None or probability == 0 or first.random() >= probability:
-            return
-        num_kept = int(first.choice(LEAD_SUBSET_SIZES))
+        """Remove leads of some records: whether, how many and which says each one's seed."""
         for feature, item in zip(features, items, strict=True):
+            generator, probability = _generator(item, "leads"), self.augmentation.lead_subset_probability
+            if generator is None or probability == 0 or generator.random() >= probability:
+                continue
+            num_kept = int(generator.choice(LEAD_SUBSET_SIZES))
             usable = np.flatnonzero(feature["attention_mask"].any(axis=1))
             if len(usable) > num_kept:
-                kept = np.sort(_generator(item, "leads").permutation(usable)[:num_kept])
+                kept = np.sort(generator.permutation(usable)[:num_kept])
                 feature.update({name: value[kept] for name, value in feature.items()})
 
     def _hidden(self, feature: dict, item: dict) -> np.ndarray:

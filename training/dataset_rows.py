@@ -136,6 +136,11 @@ def read_row(row: Mapping, start_seconds: float = 0.0, duration_seconds: float |
     )
 
 
+def row_codes(row: Mapping) -> list[str]:
+    """Return all diagnosis codes of a row, PTB-XL's statements and SNOMED CT: a task takes those that it knows."""
+    return [*(row.get("scp_codes") or ()), *(row.get("snomed_codes") or ())]
+
+
 def rhythm_spans(annotations: list[Annotation], num_samples: int) -> list[dict]:
     """Return from where to where each annotated rhythm lasts, in samples: to the next one, or to the record's end."""
     changes = [

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .built import is_built, list_built
 from .catalogue import CORPORA
 from .entry import RecordEntry
 from .ptb_xl import is_packed, is_published, list_packed, list_published
@@ -21,6 +22,7 @@ def list_records(folder: str | Path) -> list[RecordEntry]:
         folder: one of
             - PTB-XL as published: `ptbxl_database.csv` beside `records100/` or `records500/` (or a folder that holds
               a single sub-folder of this kind);
+            - a data set of `training.build_dataset`, or one of its corpora (`data/ptb-xl`);
             - packed Parquet files, `fold-*.parquet` or `records.parquet`, leads as FLAC;
             - any folder of WFDB records (`*.hea`), searched through all its levels.
 
@@ -34,12 +36,14 @@ def list_records(folder: str | Path) -> list[RecordEntry]:
     published = next((place for place in (folder, folder / "ptb-xl") if is_published(place)), None)
     if published is not None:
         return list_published(published)
+    if is_built(folder):
+        return list_built(folder)
     if is_packed(folder):
         return list_packed(folder)
     entries = list_wfdb_folder(folder)
     if not entries:
         raise ValueError(
-            f"--data {folder}: no records found. Accepted: PTB-XL as published (ptbxl_database.csv), packed Parquet "
-            "files (fold-*.parquet, records.parquet), or WFDB records (*.hea) at any depth."
+            f"--data {folder}: no records found. Accepted: PTB-XL as published (ptbxl_database.csv), a data set of "
+            "training.build_dataset, packed Parquet files (fold-*.parquet, records.parquet), or WFDB records (*.hea)."
         )
     return entries
