@@ -8,7 +8,7 @@ temporary folder (simulated ones where the recordings are absent). Both routes e
     plain   wfdb.rdsamp, resample_poly, sosfiltfilt in a DataLoader
     ours    load_dataset(streaming=True), EpochRows, ECGCollator in a DataLoader: decoded, filtered, checked, masked, augmented
 
-Passes over all records in turns, with 1 and with 2 workers that persist, one thread each. Prints and writes `data.md`. Two minutes.
+Passes over all records in turns, with 1 and 2 workers that persist, one thread each. Prints and writes `data.md`. Two minutes.
 """
 
 from __future__ import annotations

@@ -29,9 +29,10 @@ import pyarrow.parquet as pq
 import anyecg_hf
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
-from . import corpora, dataset_rows, labels, signal_codec, splits
+from . import corpora, dataset_rows, labels, row_builder, signal_codec, splits
 from .corpora.sources import Source, SourceRecord
-from .dataset_rows import SCHEMA, build_row
+from .dataset_rows import SCHEMA
+from .row_builder import build_row
 from .splits import split_of
 
 FORMAT = 1
@@ -205,7 +206,7 @@ def _code_digest() -> str:
     package = Path(anyecg_hf.__file__).parent.glob("*.py")
     files = [path for path in package if not path.name.startswith(("modeling", "pipelines", "cardio", "plotting"))]
     files += Path(corpora.__file__).parent.glob("*.py")
-    files += [Path(inspect.getfile(module)) for module in (dataset_rows, labels, signal_codec, splits)]
+    files += [Path(inspect.getfile(module)) for module in (dataset_rows, labels, row_builder, signal_codec, splits)]
     files += labels.LABEL_MAPS.glob("*.csv")
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
