@@ -1,15 +1,73 @@
-"""Which fold a record belongs to: PTB-XL keeps its own, others get one from a hash of the patient."""
+"""Which fold a record belongs to: PTB-XL keeps its own, others get one from a hash of the patient.
+
+`split_files/` holds the result for each published record of the seven corpora; its README says where it comes from.
+"""
 
 from __future__ import annotations
 
+import csv
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
+SPLIT_FILES = Path(__file__).parent / "split_files"
+SPLIT_CORPORA = ("cpsc-2018", "cpsc-extra", "incart", "ptb", "ptb-xl", "georgia", "chapman-ningbo")
 NUM_FOLDS = 10
 TRAIN_FOLDS = tuple(range(1, 9))
 VALIDATION_FOLDS = (9,)
 TEST_FOLDS = (10,)
+SPLIT_OF_FOLD = MappingProxyType(
+    dict.fromkeys(TRAIN_FOLDS, "train")
+    | dict.fromkeys(VALIDATION_FOLDS, "validation")
+    | dict.fromkeys(TEST_FOLDS, "test")
+)
 DEALING_ORDER = (1, 9, 2, 3, 4, 5, 6, 7, 8, 10)
+
+
+def split_of(fold: int) -> str:
+    """Return "train", "validation" or "test".
+
+    Raises:
+        ValueError: `fold` is none of 1 to 10.
+    """
+    if fold not in SPLIT_OF_FOLD:
+        raise ValueError(f"fold {fold!r}: accepted are 1 to 8 (train), 9 (validation) and 10 (test).")
+    return SPLIT_OF_FOLD[fold]
+
+
+@functools.cache
+def load_split(corpus: str) -> Mapping[str, tuple[str, int]]:
+    """Return (patient, fold) of each record of `corpus`, as committed in `split_files/`.
+
+    A record is found under its name in the Challenge (HR00001, S0001, I0001) and, where the corpus has a release of
+    its own, under its name there as well (00001, patient001/s0010_re, I01).
+
+    Raises:
+        ValueError: `corpus` is none of `SPLIT_CORPORA`.
+    """
+    if corpus not in SPLIT_CORPORA:
+        raise ValueError(f"corpus {corpus!r}: accepted are {', '.join(SPLIT_CORPORA)}.")
+    places = {}
+    for row in _read_rows(f"{corpus}.csv"):
+        names = [name for name in (row["record"], row.get("own_record")) if name]
+        places |= dict.fromkeys(names, (row["patient"], int(row["fold"])))
+    return MappingProxyType(places)
+
+
+def load_duplicates() -> list[dict[str, str]]:
+    """Return the records known to hold the recording of another one; the columns of `split_files/duplicates.csv`.
+
+    Where `same_as` is "", it is known that there is another one, but not which: it may stand in another split, until
+    `training.duplicates` has found it in the signals.
+    """
+    return _read_rows("duplicates.csv")
+
+
+def _read_rows(name: str) -> list[dict[str, str]]:
+    with open(SPLIT_FILES / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def fold_of(patient_id: str) -> int:
