@@ -1,6 +1,9 @@
 """Records that hold the same recording, found by comparing their signals:
 
     python -m training.duplicates --data DIR [DIR ...] [--out duplicates.csv] [--num_workers 2]
+    python -m training.build_dataset ... --duplicates duplicates.csv         puts them on one side
+
+A folder may be a built data set: its corpora are compared with each other.
 
 The same recording is found at another sampling rate, in another unit or scale, with another filter, with its leads in
 another order or some of them left out, and cut shorter at its end. Not found: a copy that begins at another moment, one
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file in the columns of training/split_files/duplicates.csv")
     parser.add_argument("--num_workers", type=int, default=1, help="processes that read")
     arguments = parser.parse_args()
-    listed = [(entry, folder.name) for folder in arguments.data for entry in list_records(folder)]
+    listed = [(entry, entry.corpus or folder.name) for folder in arguments.data for entry in list_records(folder)]
     entries = [entry for entry, _ in listed]
     prints, left_out = fingerprints(entries, num_workers=arguments.num_workers, progress=True)
     for reason, number in left_out.items():
@@ -212,7 +215,8 @@ def copies(listed: Sequence[tuple[RecordEntry, str]], same: Sequence[Pair]) -> I
         first, first_corpus = first_of_group.setdefault(groups[place], (entry, corpus))
         if first is not entry:
             how = f"signals agree, {best[place]:.4f}"
-            yield dict(zip(COLUMNS, (entry.record_id, corpus, first.record_id, first_corpus, how), strict=True))
+            names = [each.record_id.removeprefix(f"{each.corpus}/") for each in (entry, first)]
+            yield dict(zip(COLUMNS, (names[0], corpus, names[1], first_corpus, how), strict=True))
 
 
 def write_copies(path: Path, rows: Sequence[dict[str, str]]) -> None:

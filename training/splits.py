@@ -50,23 +50,46 @@ def load_split(corpus: str) -> Mapping[str, tuple[str, int]]:
     if corpus not in SPLIT_CORPORA:
         raise ValueError(f"corpus {corpus!r}: accepted are {', '.join(SPLIT_CORPORA)}.")
     places = {}
-    for row in _read_rows(f"{corpus}.csv"):
+    for row in _read_rows(SPLIT_FILES / f"{corpus}.csv"):
         names = [name for name in (row["record"], row.get("own_record")) if name]
         places |= dict.fromkeys(names, (row["patient"], int(row["fold"])))
     return MappingProxyType(places)
 
 
-def load_duplicates() -> list[dict[str, str]]:
-    """Return the records known to hold the recording of another one; the columns of `split_files/duplicates.csv`.
+def place_of(corpus: str, record: str, patient: str | None = None) -> tuple[str, int]:
+    """Return (patient, fold) of a record: of its corpus's file, or where that does not list it by a hash of `patient`.
+
+    Args:
+        patient: what tells its patient among those of the corpus; default: the record counts as its own.
+    """
+    listed = load_split(corpus).get(record)
+    patient_id = f"{corpus}-{patient or record}"
+    return listed or (patient_id, fold_of(patient_id))
+
+
+def load_duplicates(path: str | Path = SPLIT_FILES / "duplicates.csv") -> list[dict[str, str]]:
+    """Return the records known to hold the recording of another one: record, corpus, same_as, same_as_corpus, found_how.
 
     Where `same_as` is "", it is known that there is another one, but not which: it may stand in another split, until
     `training.duplicates` has found it in the signals.
+
+    Raises:
+        ValueError: the file lacks one of the columns, or names a corpus that is none of `SPLIT_CORPORA`.
     """
-    return _read_rows("duplicates.csv")
+    rows = _read_rows(path)
+    for row in rows:
+        if not {"record", "corpus", "same_as", "same_as_corpus"} <= row.keys():
+            raise ValueError(
+                f"{path}: columns {list(row)}; accepted is what `python -m training.duplicates --out` writes."
+            )
+        for corpus in (row["corpus"], row["same_as_corpus"]):
+            if corpus not in SPLIT_CORPORA and (corpus or row["same_as"]):
+                raise ValueError(f"{path}: corpus {corpus!r}; accepted are {', '.join(SPLIT_CORPORA)}.")
+    return rows
 
 
-def _read_rows(name: str) -> list[dict[str, str]]:
-    with open(SPLIT_FILES / name, newline="", encoding="utf-8") as file:
+def _read_rows(path: str | Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -55,6 +55,7 @@ def _entry(row: dict, place: tuple[str, int, int]) -> RecordEntry:
         sex=row["sex"],
         weight=row["weight"],
         codes=tuple(row_codes(row)),
+        corpus=row["corpus"],
     )
 
 

@@ -28,6 +28,7 @@ class RecordEntry:
     sex: str | None = None  # "male", "female"
     weight: float | None = None  # kg
     codes: tuple[str, ...] | None = None
+    corpus: str | None = None  # where the data name it
 
     def read(self) -> Record:
         """Return the record: signal in millivolt, rate, lead names."""
