@@ -17,7 +17,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGES = ("anyecg_hf", "tokenization", "training")
+PACKAGES = ("anyecg_hf", "hub_cards", "tokenization", "training")
 SIGNAL_FILE = re.compile(r"\.(dat|mat|hea|atr|qrs|dcm|edf|bdf|scp|parquet|arrow|npy|npz|h5|hdf5)$", re.IGNORECASE)
 PICKLE_FILE = re.compile(r"\.(bin|pt|pth|pkl|pickle|ckpt|joblib)$", re.IGNORECASE)
 MACHINE_PATH = re.compile(rb"(?<![\w.~-])/(?:work|root|farm|home|Users)/\w|(?<![\w.])/(?:tmp/bash_jobs|opt/wheels)\b")
@@ -49,12 +49,12 @@ def tracked_files() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel_names):
+def test_the_wheel_holds_the_four_packages_and_nothing_else(wheel_names):
     folders = {name.split("/")[0] for name in wheel_names}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == set(PACKAGES)
 
 
-@pytest.mark.parametrize("pattern", ["*.py", "py.typed", "recipes/*.yaml", "label_maps/*.csv"])
+@pytest.mark.parametrize("pattern", ["*.py", "py.typed", "*.yaml", "*.csv", "*.j2"])
 def test_every_source_and_data_file_is_in_the_wheel(wheel_names, pattern):
     sources = [path for package in PACKAGES for path in (ROOT / package).rglob(pattern)]
     assert sources, f"no {pattern} in {PACKAGES}"
@@ -114,7 +114,7 @@ def test_the_floor_is_the_declared_lower_bounds():
 
 
 @pytest.mark.parametrize("package, extras", [("anyecg_hf", ("formats", "plot")), ("tokenization", ("train", "formats")),
-                                             ("training", ("train", "formats", "plot"))])  # fmt: skip
+                                             ("training", ("train", "formats", "plot", "cluster"))])  # fmt: skip
 def test_every_import_is_a_declared_requirement(package, extras):
     declared, known = _requirements(*extras), packages_distributions()
     for path in (ROOT / package).rglob("*.py"):
