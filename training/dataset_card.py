@@ -6,6 +6,7 @@ Corpora that have a reports/<corpus>.json are finished; others do not appear. Sa
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import re
@@ -18,7 +19,7 @@ import yaml
 
 from anyecg_hf.signal_quality import UNUSABLE, QualityFlag
 
-from .corpora import CORPORA
+from .corpora import CORPORA, are_related
 from .dataset_pictures import draw_all, draw_corpus, has_matplotlib
 from .dataset_rows import SCHEMA
 from .dataset_statistics import Statistics, add_up, count_corpus
@@ -49,16 +50,18 @@ def write_cards(output: Output) -> None:
 def configurations(reports: Mapping[str, dict]) -> list[dict]:
     """Return the configurations of the header: each corpus, `all` of them, and each left out.
 
-    `without-<corpus>` trains and validates on all others and tests on the whole of the one left out. Splits and
-    configurations that would be empty are not named: `load_dataset` takes a pattern without a file for an error.
+    `without-<corpus>` trains and validates on all others and tests on the whole of the one left out; left out with it are
+    corpora and shards that share recordings with others. Splits and configurations that would be empty are not named:
+    `load_dataset` takes a pattern without a file for an error.
     """
     patterns = {corpus: _patterns(corpus, report) for corpus, report in reports.items() if report["shards"]}
+    unshared = {corpus: _patterns(corpus, report, "-[0-9]*") for corpus, report in reports.items() if report["shards"]}
     found = [_configuration("all", {split: _join(patterns.values(), split) for split in SPLITS}) | {"default": True}]
     found += [
         _configuration(corpus, {split: [path] for split, path in own.items()}) for corpus, own in patterns.items()
     ]
     for corpus, own in patterns.items():
-        others = [each for other, each in patterns.items() if other != corpus]
+        others = [each for other, each in unshared.items() if each and not are_related(other, corpus)]
         if others:
             splits = {"train": _join(others, "train"), "validation": _join(others, "validation")}
             found.append(_configuration(f"without-{corpus}", splits | {"test": list(own.values())}))
@@ -72,14 +75,10 @@ def _finished_reports(output: Output) -> dict[str, dict]:
     }
 
 
-def _patterns(corpus: str, report: dict) -> dict[str, str]:
-    """Return split -> pattern of its files, for the splits that have some."""
-    names = [path.rpartition("/")[2] for path in report["shards"]]
-    return {
-        split: f"data/{corpus}/{split}-*.parquet"
-        for split in SPLITS
-        if any(name.startswith(f"{split}-") for name in names)
-    }
+def _patterns(corpus: str, report: dict, numbers: str = "-*") -> dict[str, str]:
+    """Return split -> pattern of its files, for the splits that have some; `numbers` follows the name of the split."""
+    paths = {split: f"data/{corpus}/{split}{numbers}.parquet" for split in SPLITS}
+    return {split: path for split, path in paths.items() if fnmatch.filter(report["shards"], path)}
 
 
 def _join(patterns, split: str) -> list[str]:
@@ -93,17 +92,16 @@ def _configuration(name: str, splits: Mapping[str, list[str]]) -> dict:
 
 def _cards(reports: Mapping[str, dict], statistics: Mapping[str, Statistics]) -> dict[str, bytes]:
     """Return the text and pictures of all cards, by file name."""
-    environment = _environment()
+    environment, configs = _environment(), configurations(reports)
     facts = {corpus: yaml.safe_load((TEMPLATES / f"{corpus}.yaml").read_text(encoding="utf-8")) for corpus in reports}
     total = add_up(statistics.values())
     pictures = _pictures(facts, statistics, total)
     shared = {
-        "reports": reports, "facts": facts, "statistics": statistics, "total": total, "pictures": pictures,
+        "reports": reports, "configs": {each["config_name"] for each in configs}, "facts": facts, "statistics": statistics, "total": total, "pictures": pictures,
         "total_nulls": dict(sorted(sum((Counter(report["nulls"]) for report in reports.values()), Counter()).items())),
         "num_shared_patients": sum(each.num_patients() for each in statistics.values()) - total.num_patients(),
         "citations": list(dict.fromkeys(text for each in facts.values() for text in each["citations"])),
     }  # fmt: skip
-    configs = configurations(reports)
     cards = {"README.md": environment.get_template("all.md.j2").render(shared, header=_header(configs, facts, total))}
     for corpus in reports:
         cards[f"cards/{corpus}.md"] = environment.get_template("corpus.md.j2").render(shared, corpus=corpus)

@@ -7,12 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from .built import is_built, list_built
-from .catalogue import CORPORA
+from .catalogue import CORPORA, are_related
 from .entry import RecordEntry
 from .ptb_xl import is_packed, is_published, list_packed, list_published
 from .wfdb_folder import list_wfdb_folder
 
-__all__ = ["CORPORA", "RecordEntry", "list_records"]
+__all__ = ["CORPORA", "RecordEntry", "are_related", "list_records"]
 
 
 def list_records(folder: str | Path) -> list[RecordEntry]:
