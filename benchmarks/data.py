@@ -6,7 +6,7 @@ The 451 records of PTB-XL at 500 Hz are written as WFDB files in the published f
 temporary folder (simulated ones where the recordings are absent). Both routes end in batches of 32 at 300 Hz, band-passed:
 
     plain   wfdb.rdsamp, resample_poly, sosfiltfilt in a DataLoader
-    ours    load_dataset(streaming=True), EpochRows, ECGCollator in a DataLoader: decoded, filtered, checked, masked, augmented
+    ours    load_dataset(streaming=True), EpochRows, ECGCollator in a DataLoader: decoded, filtered, checked, masked
 
 Passes over all records in turns, with 1 and 2 workers that persist, one thread each. Prints and writes `data.md`. Two minutes.
 """
@@ -36,7 +36,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor  # noqa: 
 from anyecg_hf.leads import STANDARD_LEADS  # noqa: E402
 from anyecg_hf.simulate import simulate_record  # noqa: E402
 from training.build_dataset import build_corpus  # noqa: E402
-from training.collate import AugmentationArguments, ECGCollator  # noqa: E402
+from training.collate import ECGCollator  # noqa: E402
 from training.dataset_rows import read_row  # noqa: E402
 from training.streaming import EpochRows  # noqa: E402
 
@@ -81,8 +81,7 @@ def loaders(folder, built, num_workers):
     options = {"num_workers": num_workers, "persistent_workers": True, "multiprocessing_context": "fork"}
     paths = sorted(str(path.with_suffix("")) for path in folder.glob("*.hea"))
     rows = datasets.load_dataset("parquet", data_files=f"{built}/data/ptb-xl/*.parquet", split="train", streaming=True)
-    augmentation = AugmentationArguments(gain_range=0.1, noise_mv=0.01, lead_subset_probability=0.3)
-    collator = ECGCollator(AnyECGFeatureExtractor(), augmentation=augmentation)
+    collator = ECGCollator(AnyECGFeatureExtractor())
     return {
         "plain": DataLoader(PlainRecords(paths), batch_size=BATCH, **options),
         "ours": DataLoader(EpochRows(rows, seed=0), batch_size=BATCH, collate_fn=collator, **options),

@@ -8,16 +8,18 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from analytic_ecg import STANDARD, analytic_ecg
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import signal as scipy_signal
 
-from anyecg_hf import signal_ops
+from anyecg_hf import feature_extraction_anyecg, signal_ops
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.leads import LEAD_IDS
 from anyecg_hf.records import Record, read_record
@@ -203,6 +205,124 @@ def test_a_batch_is_its_records_one_by_one_padded(extractor, signal):
         assert (batch["quality"][row, leads:] == int(QualityFlag.PADDING)).all()
 
 
+FAULTS = {
+    "gap": lambda signal: signal[0, 300:310].__setitem__(slice(None), np.nan),
+    "lead missing": lambda signal: signal[-1].fill(np.nan),
+    "two leads there, one of noise": lambda signal: (signal[2:].fill(np.nan), FAULTS["noise"](signal)),
+    "all missing": lambda signal: signal.fill(np.nan),
+    "flat lead": lambda signal: signal[0].fill(1.5),
+    "all flat": lambda signal: signal.fill(0.25),
+    "still second": lambda signal: signal[-1, 200:400].fill(0.125),
+    "rail": lambda signal: np.clip(8 * signal, -2.0, 2.0, out=signal),
+    "large": lambda signal: np.multiply(signal, 30.0, out=signal),
+    "implausible": lambda signal: np.multiply(signal, 1000.0, out=signal),
+    "impossible": lambda signal: signal[0, 7:9].fill(1e38),
+    "infinite": lambda signal: signal[0, 7:9].fill(-np.inf),
+    "swapped": lambda signal: signal.__setitem__(slice(0, 2), signal[1::-1].copy()),
+    "noise": lambda signal: signal.__setitem__(0, np.random.default_rng(1).normal(0, 0.3, signal.shape[1])),
+}
+REFUSED = {"all missing", "all flat", "impossible", "infinite"}
+LEAD_SETS = (STANDARD, STANDARD[::-1], ("II", "I", "III", "V4"), ("I", "V5"), ("II", "aVF"))
+A_KIND = st.fixed_dictionaries(
+    {
+        "rate": st.sampled_from([100, 250, 500]),
+        "seconds": st.sampled_from([3.0, 3.0, 3.0, 3.9, 3.9, 3.9, 0.4]),
+        "leads": st.sampled_from(LEAD_SETS),
+    }
+)
+A_RECORD = st.fixed_dictionaries(
+    {
+        "leads_reversed": st.booleans(),
+        "form": st.sampled_from(["float32", "float64", "uV", "by columns"]),
+        "fault": st.sampled_from([*[None] * 6, *sorted(set(FAULTS) - REFUSED), *FAULTS]),
+        "beat_seconds": st.floats(0.5, 1.2),
+    }
+)
+
+
+def made(name, *, rate, seconds, leads, leads_reversed, form, fault, beat_seconds):
+    """Return a record in which something is wrong, as a Record or, in microvolt, as a dictionary."""
+    leads = leads[::-1] if leads_reversed else leads
+    signal = analytic_ecg(rate, seconds, beat_seconds=beat_seconds)[[STANDARD.index(lead) for lead in leads]]
+    signal[: min(3, len(leads))] += 0.01 * np.sin(np.arange(signal.shape[1]))
+    if fault:
+        FAULTS[fault](signal)
+    if form == "uV":
+        return {"signal": 1e3 * signal, **TWELVE, "sampling_rate": rate, "lead_names": leads, "units": "uV"} | {
+            "record_name": name
+        }
+    signal = signal if form == "float64" else signal.astype(np.float32)
+    return Record(np.asfortranarray(signal) if form == "by columns" else signal, rate, list(leads), record_name=name)
+
+
+def outcome(call, caplog):
+    """Return what a call gives or the error it raises, and what it logs."""
+    signal_ops._warned.clear()
+    caplog.clear()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of NumPy: a refused record must not cause any
+            found = call()
+    except (ValueError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+    return found, [record.getMessage() for record in caplog.records]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kinds=st.lists(A_KIND, min_size=1, max_size=3), parts=st.lists(A_RECORD, min_size=1, max_size=8))
+def test_any_list_gives_what_its_records_give_one_by_one(extractor, caplog, kinds, parts):
+    records = [made(f"r{place}", **kinds[place % len(kinds)], **part) for place, part in enumerate(parts)]
+    together, said = outcome(lambda: extractor(records, return_quality=True), caplog)
+    alone, said_alone = outcome(
+        lambda: extractor.pad(
+            [{key: value[0] for key, value in extractor(one, return_quality=True).items()} for one in records]
+        ),
+        caplog,
+    )
+    assert said == said_alone
+    if isinstance(alone, str) or isinstance(together, str):
+        assert together == alone
+    else:
+        same(together, alone)
+
+
+def test_a_record_that_is_more_exact_than_those_beside_it_stays_so(extractor, signal):
+    records = [{"signal": signal.astype(kind), **TWELVE} for kind in (np.float32, np.float64)]
+    same(extractor(records[::-1]), {key: value[::-1] for key, value in extractor(records).items()})
+    np.testing.assert_array_equal(extractor(records)["input_values"][1], extractor(signal, **TWELVE)["input_values"][0])
+
+
+@pytest.mark.parametrize("places", [(2, 4), (4, 2)])
+def test_of_several_bad_records_the_first_is_named(extractor, signal, places):
+    records = [Record(signal.astype(np.float32), 500.0, list(STANDARD), record_name=f"r{at}") for at in range(6)]
+    records[places[0]].signal = np.full_like(records[0].signal, np.nan)  # told from its samples
+    records[places[1]].units = "mmHg"  # told without them
+    with pytest.raises(ValueError, match='^Record "r2": '):
+        extractor(records)
+
+
+def test_a_list_that_is_worked_on_in_several_parts_gives_the_same(extractor, signal, monkeypatch):
+    records = [Record(np.roll(signal, at, 1).astype(np.float32), 500.0, list(STANDARD)) for at in range(5)]
+    whole = extractor(records, return_quality=True)
+    monkeypatch.setattr(feature_extraction_anyecg, "_MOST_STACKED", 2 * signal.size)
+    same(extractor(records, return_quality=True), whole)
+    monkeypatch.setattr(feature_extraction_anyecg, "_MOST_STACKED", 1)
+    same(extractor(records, return_quality=True), whole)
+
+
+@pytest.mark.parametrize("seconds, numbers", [(10, (64, 128)), (600, (1, 4))])
+def test_a_longer_list_takes_only_the_memory_of_its_result(extractor, seconds, numbers):
+    record = Record(np.tile(analytic_ecg(100).astype(np.float32), seconds // 10), 100.0, list(STANDARD))
+    peaks = []
+    for number in numbers:
+        tracemalloc.start()
+        batch = extractor([record] * number)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    more = (numbers[1] - numbers[0]) * batch["input_values"][0].nbytes
+    assert peaks[1] - peaks[0] < 2.2 * more  # each record's patches, then the batch
+
+
 def test_a_list_of_arrays_is_many_records_and_a_list_of_rows_is_one(extractor, signal):
     call = {**TWELVE, "lead_names": ["I", "II"]}
     assert extractor([signal[:2], signal[2:4]], **call)["input_values"].shape[0] == 2
@@ -285,6 +405,16 @@ def test_a_missing_or_impossible_part_raises_and_the_error_says_the_remedy(extra
 def test_one_string_for_all_lead_names_is_refused(extractor, signal):
     with pytest.raises(TypeError, match="pass a list"):
         extractor(signal[:2], **{**TWELVE, "lead_names": "II"})
+
+
+def test_a_lead_that_occurs_twice_is_refused(extractor, signal):
+    with pytest.raises(ValueError, match='Record "B7": leads "I" and "I" are both lead I'):
+        extractor(Record(signal[:2].astype(np.float32), 500.0, ["I", "I"], record_name="B7"))
+
+
+def test_an_alias_may_give_a_standard_name_another_meaning(extractor, signal):
+    record = Record(signal[:2].astype(np.float32), 500.0, ["I", "V1"])
+    assert extractor(record, lead_aliases={"V1": "V2"})["lead_ids"].tolist() == [[1, 8]]
 
 
 def test_a_transposed_signal_is_recognised(extractor, signal):

@@ -147,6 +147,14 @@ def test_limb_leads_that_overflow_come_back(value):
     same_again(np.full((12, 50), value), STANDARD_LEADS)
 
 
+def test_limb_leads_beyond_16_bits_follow_from_leads_within():
+    one, two = np.array([[-(2**15), 2**15 - 1] * 500, [2**15 - 1, -(2**15)] * 500])
+    signal = np.array([one, two, two - one, -(one + two) // 2, one - two // 2, two - one // 2])
+    data = encode_signal(signal, STANDARD_LEADS[:6])
+    np.testing.assert_array_equal(decode_signal(data), signal)
+    assert len(data) < 2 * 2 * 1000 + 200  # the two as they are, and no more
+
+
 def test_half_an_hour_comes_back():
     random = np.random.default_rng(0)
     same_again(np.cumsum(random.integers(-9, 10, (12, 257 * 1800)), axis=1), STANDARD_LEADS)

@@ -240,5 +240,12 @@ def test_gaps_are_bridged_by_straight_lines_around_the_mean_of_what_is_there():
     assert out.dtype == np.float32
 
 
+def test_a_gap_in_one_lead_changes_nothing_in_another():
+    signal = np.random.default_rng(0).normal(1, 1, (3, 777)).astype(np.float32)
+    whole = signal_ops.fill_gaps(signal)
+    signal[1, 100:200] = np.nan
+    np.testing.assert_array_equal(signal_ops.fill_gaps(signal)[[0, 2]], whole[[0, 2]])
+
+
 def test_a_lead_without_any_value_becomes_zeros():
     np.testing.assert_array_equal(signal_ops.fill_gaps(np.full((1, 5), np.nan)), np.zeros((1, 5)))

@@ -1,11 +1,15 @@
 """Quality flags against faults that were put in: each is found where it is, and nowhere else."""
 
 import importlib.util
+import itertools
 import logging
+import math
 
 import numpy as np
 import pytest
 from analytic_ecg import STANDARD, analytic_ecg
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from anyecg_hf import AnyECGFeatureExtractor
@@ -36,6 +40,63 @@ def test_a_lead_at_its_rail_for_40_ms_is_saturated_there_and_only_there():
 def test_the_rounded_top_of_a_wave_is_no_rail():
     signal = fill_gaps(np.round(analytic_ecg(500) / 0.005) * 0.005)
     assert not saturated_samples(signal, 500).any()
+
+
+def runs(is_there, shortest):
+    """Return where `is_there` holds for so many samples on end, told one by one."""
+    found = np.zeros(len(is_there), bool)
+    for value, places in itertools.groupby(range(len(is_there)), key=lambda place: is_there[place]):
+        places = list(places)
+        found[places] = value and len(places) >= shortest
+    return found
+
+
+@pytest.mark.parametrize("rate", [50, 100, 213, 257, 500, 1000])
+def test_a_run_just_long_enough_is_found_wherever_it_begins(rate):
+    for start in range(100, 140):
+        signal = np.random.default_rng(start).uniform(-1, 1, (1, 1000)).astype(np.float32)
+        still, rail = signal.copy(), signal.copy()
+        still[0, start : start + math.ceil(0.3 * rate) + 1] = 7
+        rail[0, start : start + max(4, math.ceil(0.04 * rate))] = 7
+        assert still_samples(still, rate).sum() == math.ceil(0.3 * rate)
+        assert saturated_samples(rail, rate).sum() == max(4, math.ceil(0.04 * rate))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rate=st.sampled_from([50, 100, 213, 257, 500, 1000]),
+    stretches=st.lists(st.tuples(st.integers(0, 1999), st.integers(-2, 3)), min_size=1, max_size=6),
+    noise=st.sampled_from([0.0, 0.3, 3.0]),
+    seed=st.integers(0, 99),
+)
+def test_runs_are_found_at_every_place_and_length(rate, stretches, noise, seed):
+    signal = np.round(np.random.default_rng(seed).normal(0, noise, (3, 2000))).astype(np.float32)
+    for lead, (start, more) in enumerate(stretches):
+        signal[lead % 3, start : start + math.ceil(0.3 * rate) + more] = 7 * (-1) ** lead
+    still = [np.r_[False, runs(np.diff(lead) == 0, max(4, 0.3 * rate))] for lead in signal]
+    np.testing.assert_array_equal(still_samples(signal, rate), still)
+    for lead, (start, more) in enumerate(stretches):
+        signal[lead % 3, start : start + math.ceil(0.04 * rate) + more] = 9 * (-1) ** lead
+    rails = [
+        [runs(lead == each, max(4, 0.04 * rate)) & (abs(each) >= 1) for each in (lead.max(), lead.min())]
+        for lead in signal
+    ]
+    np.testing.assert_array_equal(saturated_samples(signal, rate), np.any(rails, axis=1))
+
+
+SPIKE = np.where(np.arange(1500) % 500 == 250, 1.0, 0.001 * (-1.0) ** np.arange(1500))
+NOISE = np.random.default_rng(0).normal(size=1500)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, -300.0])
+@pytest.mark.parametrize("shape", ["sine", "spike", "noise"])
+def test_a_lead_is_flat_up_to_a_microvolt_and_not_beyond(offset, shape):
+    wave = {"sine": np.sin(np.arange(1500)), "spike": SPIKE, "noise": NOISE}[shape]
+    wave = (wave - wave[:500].mean()) / wave[:500].std()
+    for size in (0.9, 1.1):
+        signal = offset + size * 1e-3 * wave[None]
+        flags = sample_flags(signal, np.isnan(signal), np.isnan(signal), 500.0, np.array([0, 500]))
+        assert has(flags, QualityFlag.FLAT).all() == (size < 1)
 
 
 def flags_of(signal, saturated=None):

@@ -106,7 +106,7 @@ class ECGCollator:
         """Return one record as the extractor's `pad` takes it: in millivolt, cut, altered where it has a seed."""
         generator = _generator(item, "window")
         steps, mask = self._window(item["steps"], item["mask"], generator)
-        values = steps * np.float32(item["step_mv"])
+        values = steps if item["step_mv"] is None else steps * np.float32(item["step_mv"])  # None: in millivolt already
         if generator is not None:
             values = self._alter(values, mask, generator)
         return {"input_values": values, "lead_ids": item["lead_ids"], "attention_mask": mask.astype(np.int64)}

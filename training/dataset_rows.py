@@ -116,12 +116,12 @@ def _in_millivolt(samples: np.ndarray, row: Mapping) -> tuple[np.ndarray, list[s
     if len(kept) < len(samples):
         samples = samples[kept]
     gains, baselines = (np.array([row[name][lead] for lead in kept])[:, None] for name in ("gains", "baselines"))
-    signal = samples - baselines if baselines.any() else samples
-    signal = signal / gains  # float64, as `read_record` computes
     factors = np.array([scales[lead] for lead in kept])[:, None]
-    if (factors != 1).any():
-        signal *= factors
-    signal = signal.astype(np.float32)
+    steps = samples - baselines if baselines.any() else samples
+    if (factors == 1).all() and (gains == gains.astype(np.float32)).all() and abs(steps).max(initial=0) <= 1 << 24:
+        signal = np.divide(steps, gains.astype(np.float32), dtype=np.float32)  # as below to the bit, in half the time
+    else:
+        signal = (steps / gains * factors).astype(np.float32)
     no_values = [row["no_values"][lead] for lead in kept]
     is_missing = samples == np.array([NEVER if step is None else step for step in no_values])[:, None]
     if is_missing.any():

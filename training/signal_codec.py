@@ -104,7 +104,11 @@ def decode_signal(data: bytes, start: int = 0, stop: int | None = None) -> np.nd
         if first >= stop or first + block_length <= start:
             parts.skip(len(_stored_groups(leads, rows)) + len(_derived_groups(rows)))
             continue
-        block = _decode_block(parts, leads, block_length, step, rows, roundings)
+        if start <= first and first + block_length <= stop:
+            _decode_block(parts, signal[:, first - start :][:, :block_length], step, rows, roundings)
+            continue
+        block = np.empty((leads, block_length), np.int32)
+        _decode_block(parts, block, step, rows, roundings)
         block = block[:, max(start - first, 0) : stop - first]
         at = max(first - start, 0)
         signal[:, at : at + block.shape[1]] = block
@@ -112,14 +116,22 @@ def decode_signal(data: bytes, start: int = 0, stop: int | None = None) -> np.nd
     return signal
 
 
-def _decode_block(parts, leads, length, step, rows, roundings):
-    block = np.empty((leads, length), np.int32)
-    for group in _stored_groups(leads, rows):
-        block[group] = parts.next(len(group), length)
-    for group in _derived_groups(rows):
-        for lead, difference in zip(group, parts.next(len(group), length, is_derived=True)):
-            block[rows[lead]] = _as_int32(_foresee(block, rows, lead, roundings) + difference)
-    return block if step[:2] == [1, 1] else _as_int32(_multiply(block.astype(np.int64), *step))
+def _decode_block(parts, out, step, rows, roundings):
+    """Put the samples of a block into `out`, int32."""
+    leads, length = out.shape
+    stored = [(group, parts.next(len(group), length)) for group in _stored_groups(leads, rows)]
+    derived = [(group, parts.next(len(group), length, is_derived=True)) for group in _derived_groups(rows)]
+    is_narrow = all(part.dtype.itemsize <= 2 for _, part in stored + derived)  # the sums are then within 32 bits
+    block = out if is_narrow else np.empty(out.shape, np.int64)
+    for group, part in stored:
+        block[group] = part
+    for group, part in derived:
+        for lead, difference in zip(group, part):
+            block[rows[lead]] = _foresee(block, rows, lead, roundings) + difference
+    if not is_narrow:
+        out[:] = _as_int32(block)
+    if step[:2] != [1, 1]:
+        out[:] = _as_int32(_multiply(out.astype(np.int64), *step))
 
 
 def _refused(reason):
@@ -211,14 +223,15 @@ def _choose_derived(signal, limb_rows):
 
 
 def _foresee(signal, rows, lead, roundings):
-    """Return a derived lead, int64. aVL and aVF: from III where it is derived as well, as its rounding is known then."""
-    one, two = signal[rows[0]].astype(np.int64), signal[rows[1]].astype(np.int64)
+    """Return a derived lead. aVL and aVF: from III where it is derived as well, as its rounding is known then."""
+    one, two = signal[rows[0]], signal[rows[1]]
     if lead == III:
         return two - one
-    three = two - one if rows[III] == NOWHERE else signal[rows[III]].astype(np.int64)
+    three = two - one if rows[III] == NOWHERE else signal[rows[III]]
     total = {AVR: -(one + two), AVL: one - three, AVF: two + three}[lead]
     below = total >> 1
-    return below + (total & ROUNDINGS[roundings[lead - III]](below, total) & 1)
+    below += total & ROUNDINGS[roundings[lead - III]](below, total) & 1
+    return below
 
 
 def _stored_groups(leads, rows):
@@ -268,7 +281,7 @@ class _Parts:
         """Return the samples of the next part, `(leads, length)`."""
         kind, data = self._next_bytes()
         if kind == ZEROS and is_derived and not data:
-            return np.zeros((leads, length), np.int32)
+            return np.zeros((leads, length), np.int8)
         return _unpack(kind, data, leads, length)
 
     def skip(self, count):
@@ -320,7 +333,7 @@ def _unpack(kind, data, leads, length):
         return np.cumsum(changes, axis=1, dtype=np.uint32).view(np.int32)
     if kind == NIBBLES and leads <= DERIVED_LEADS_OF_A_PART:
         pairs = _inflate(data, length)
-        return np.stack([pairs >> 4, pairs & 15][:leads]).astype(np.int32) - 8
+        return np.stack([pairs >> 4, pairs & 15][:leads]).view(np.int8) - np.int8(8)
     raise _refused(f"kind {kind} of part is unknown")
 
 
