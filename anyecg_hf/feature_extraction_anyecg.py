@@ -5,6 +5,7 @@ Needs no torch. Saved beside every checkpoint (`preprocessor_config.json`), it o
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 
@@ -57,8 +58,17 @@ class _Prepared:
     values: np.ndarray  # (rows, samples at the model's rate), mV, filtered
     filled: np.ndarray  # (rows, samples at the records' rate), mV, gaps bridged
     missing: np.ndarray  # bool, as `filled`
-    saturated: np.ndarray  # bool, as `filled`
-    is_flat: np.ndarray  # bool (rows,): the whole lead is flat
+
+    @functools.cached_property
+    def saturated(self):
+        """Where a lead is at its rail: bool, as `filled`."""
+        return saturated_samples(self.filled, self.sampling_rate)
+
+    @functools.cached_property
+    def is_flat(self):
+        """Which leads are flat from end to end: bool (rows,)."""
+        power = np.vecdot(self.filled, self.filled) / self.filled.shape[1]  # its mean is 0
+        return (power < FLAT_STD_MV**2) & ~self.missing.any(axis=1)
 
     @property
     def sampling_rate(self):
@@ -176,6 +186,11 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             TypeError: `record` is none of the above.
         """
         given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
+        items = self.items(record, lead_aliases=lead_aliases, return_quality=return_quality, **given)
+        return self.pad(items, return_tensors=return_tensors)
+
+    def items(self, record, *, lead_aliases=None, return_quality=False, **given):
+        """Return what `__call__` makes a batch of: a list of one unbatched item per record, as `windows` gives them."""
         records, refusal = [], None
         for one in as_list_of_records(record):
             try:
@@ -192,7 +207,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             items.append(_item(patches[place], return_quality))
         if refusal:
             raise refusal
-        return self.pad(items, return_tensors=return_tensors)
+        return items
 
     def windows(
         self, record, *, sampling_rate=None, lead_names=None, units=None, lead_aliases=None, return_quality=False
@@ -214,6 +229,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         """
         given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
         record = self._checked(record, lead_aliases, given)
+        record.quality = None  # of windows that need not begin with a patch
         prepared = self._prepare([record])
         record.say()
         items, kept = [], []
@@ -268,7 +284,17 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         """Check one record, all but its samples."""
         record = check_record(record, self.lead_names, given, lead_aliases)
         self._refuse_short(record)
+        if record.quality is not None and record.quality.shape[1] != self._num_patches(record):
+            raise ValueError(
+                f"{_where(record.name)}quality of {record.quality.shape[1]} patches for a record of "
+                f"{self._num_patches(record)}; leave it out where it is of another extractor or part."
+            )
         return record
+
+    def _num_patches(self, record):
+        """Return how many patches a record has; the last one may be filled up by half."""
+        num_samples = math.floor(record.signal.shape[1] * self.sampling_rate / record.sampling_rate + 0.5)
+        return max(1, math.floor(num_samples / self.patch_size + 0.5))
 
     def _in_patches(self, records, return_quality):
         """Return the `_Patches` of each of records of one kind, whole. What is wrong with a record is noted in it."""
@@ -285,16 +311,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         filled = filled.reshape(-1, filled.shape[-1])  # (rows, samples)
         missing = np.isnan(filled)
         filled = fill_gaps(filled)  # under the same name, so that no copy stays behind
-        rate = records[0].sampling_rate
-        power = np.vecdot(filled, filled) / filled.shape[1]  # its mean is 0
-        return _Prepared(
-            records=records,
-            values=self._in_band(filled, rate),
-            filled=filled,
-            missing=missing,
-            saturated=saturated_samples(filled, rate),
-            is_flat=(power < FLAT_STD_MV**2) & ~missing.any(axis=1),
-        )
+        return _Prepared(records, self._in_band(filled, records[0].sampling_rate), filled, missing)
 
     def _in_band(self, filled, sampling_rate):
         """Return `filled` at the model's rate and in its band."""
@@ -328,9 +345,11 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
     def _flags(self, prepared, values, start, stop, return_quality):
         """Return the quality flags `(records, leads, patches)` from `start` to `stop` (samples of the model).
 
-        Those that neither mask nor warn are looked for only if somebody asks for them.
+        Where they are known they are not looked for; those that neither mask nor warn, only if somebody asks for them.
         """
         num_patches = values.shape[2]
+        if prepared.records[0].quality is not None:
+            return np.stack([record.quality for record in prepared.records])
         edges = start + np.arange(num_patches + 1) * self.patch_size
         step = prepared.sampling_rate / self.sampling_rate
         edges = np.ceil(np.minimum(edges, stop) * step - 1e-6).astype(np.int64)

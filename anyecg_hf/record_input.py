@@ -23,13 +23,14 @@ class CheckedRecord:
     lead_names: list[str]
     to_mv: list[float]  # factor of each lead
     name: str | None
+    quality: np.ndarray | None = None  # (num_leads, num_patches), where it is known already
     doubt: str | None = None  # what a warning says in its turn
     fault: ValueError | None = None  # what is raised in its turn
 
     @property
     def kind(self):
         """What records have in common that are worked on at once."""
-        return self.sampling_rate, self.signal.shape, *self.lead_names, self.sample_type
+        return self.sampling_rate, self.signal.shape, *self.lead_names, self.sample_type, self.quality is None
 
     @property
     def sample_type(self):
@@ -53,6 +54,7 @@ class _Given:
     sampling_rate: float | None
     lead_names: list[str] | None
     units: str | list[str] | None
+    quality: np.ndarray | None
     may_hold_other_signals: bool  # a Record may: respiration ...; in an array an unknown name is a slip
 
 
@@ -84,7 +86,8 @@ def check_record(record, accepted_leads, given, lead_aliases=None):
     units = _one_unit_per_row(record)
     to_mv = [unit_to_mv(units[row], record.name) for row in rows]
     signal = record.signal if len(rows) == len(record.signal) else record.signal[rows]
-    return CheckedRecord(signal, rate, names, to_mv, record.name)
+    quality = None if record.quality is None else _known_quality(record)[rows]
+    return CheckedRecord(signal, rate, names, to_mv, record.name, quality)
 
 
 def in_millivolt(records):
@@ -141,7 +144,8 @@ def _take_apart(record, given):
     else:
         signal, name, brought = record, None, dict.fromkeys(_PARTS)
     parts = {part: _one_of(brought[part], given.get(part), part, name) for part in _PARTS}
-    return _Given(_as_array(signal, name), name, **parts, may_hold_other_signals=is_record)
+    quality = getattr(record, "quality", None) if is_record else None
+    return _Given(_as_array(signal, name), name, **parts, quality=quality, may_hold_other_signals=is_record)
 
 
 def _one_of(brought, given, part, name):
@@ -224,6 +228,16 @@ def _are_standard(names):
     return (
         all(isinstance(name, str) for name in names) and LEAD_IDS.keys() >= set(names) and len(set(names)) == len(names)
     )
+
+
+def _known_quality(record):
+    quality = np.asarray(record.quality)
+    if quality.ndim != 2 or len(quality) != len(record.signal) or quality.dtype.kind not in "iu":
+        raise ValueError(
+            f"{_where(record.name)}quality of shape {quality.shape}, {quality.dtype}, for {len(record.signal)} leads; "
+            "accepted are integers (num_leads, num_patches), or None."
+        )
+    return quality.astype(np.int64)
 
 
 def _is_lead(name, lead_aliases):

@@ -58,6 +58,8 @@ class Record:
         statements (`list[str]`): findings in words, as the device or a reader wrote them. Free text.
         comments (`list[str]`): of the header, word for word. Free text.
         warnings (`list[str]`): what is doubtful about the record, or was left out.
+        quality (`np.ndarray` of shape `(num_leads, num_patches)`, *optional*): sums of `QualityFlag` that an extractor has
+            found in this record before; it takes them as they are. `None` from `read_record`.
     """
 
     signal: np.ndarray
@@ -73,6 +75,7 @@ class Record:
     statements: list[str] = dataclasses.field(default_factory=list, repr=False)  # may name the patient: not in a log
     comments: list[str] = dataclasses.field(default_factory=list, repr=False)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    quality: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property
     def duration_seconds(self):

@@ -157,7 +157,7 @@ def main():
         folder, built = Path(folder) / "wfdb", Path(folder) / "built"
         folder.mkdir()
         what = write_records(folder, options.data)
-        num_records = build_corpus("ptb-xl", folder, built, shard_megabytes=8)["records_out"]
+        num_records = build_corpus("ptb-xl", folder, built, shard_megabytes=16)["records_out"]
         steps = steps_in_milliseconds(built)
         compared = {number: compare(folder, built, number, num_records, options.passes) for number in (1, 2)}
     text = report(what, num_records, compared, steps)

@@ -801,3 +801,18 @@ def test_a_two_lead_holter_record_goes_through_in_windows(extractor, real_ecg):
         and items[0]["lead_ids"].tolist() == [2, 11]
         and starts[-1] == pytest.approx(1795.556, abs=1e-3)
     )
+
+
+def test_quality_of_another_part_or_number_of_leads_is_refused():
+    record = simulate_record(1, duration_seconds=8.0)
+    extractor = AnyECGFeatureExtractor()
+    record.quality = extractor(record, return_quality=True)["quality"][0]
+    np.testing.assert_array_equal(extractor(record, return_quality=True)["quality"][0], record.quality)
+    for wrong, message in [
+        (record.quality[:, :7], "7 patches"),
+        (record.quality[:5], "12 leads"),
+        ([0.5] * 12, "quality"),
+    ]:
+        record.quality = wrong
+        with pytest.raises(ValueError, match=message):
+            extractor(record)

@@ -17,6 +17,7 @@ from anyecg_hf.configuration_anyecg import AnyECGConfig
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.leads import STANDARD_LEADS
 from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
+from anyecg_hf.signal_quality import UNUSABLE, QualityFlag
 from anyecg_hf.simulate import simulate_record
 from training.collate import AugmentationArguments, ECGCollator
 from training.dataset_rows import SCHEMA, read_row
@@ -209,6 +210,22 @@ def test_each_choice_follows_from_seed_epoch_and_record(rows, extractor):
     assert not torch.equal(collator([later])["input_values"], batch["input_values"])
     other_seed = next(item for item in EpochRows(rows, seed=2) if item["record_id"] == "R0003")
     assert not torch.equal(collator([other_seed])["input_values"], batch["input_values"])
+
+
+def test_the_quality_that_is_stored_is_taken_as_it_is(extractor):
+    row = make_row(1, simulated_steps(1, seconds=20.0)) | {"index": 1, "seed": None}
+    flags = extractor(read_row(row), return_quality=True)["quality"][0]
+    flags[3, 4:7] |= int(QualityFlag.DISCONNECTED)
+    collator = ECGCollator(extractor, window_seconds=20.0)
+    known = collator([row | {"quality": flags.tolist()}])
+    assert known["attention_mask"][0].tolist() == ((flags & int(UNUSABLE)) == 0).astype(int).tolist()
+    found, kept = collator([row]), known["attention_mask"][0].repeat_interleave(300, dim=1).bool()
+    assert torch.equal(known["input_values"][0][kept], found["input_values"][0][kept])
+    assert not known["input_values"][0][~kept].any()
+    window = ECGCollator(extractor, window_seconds=6.0)([row | {"quality": flags.tolist()}])  # seconds 7 to 13
+    assert window["attention_mask"].all()
+    late = ECGCollator(extractor, window_seconds=10.0)([row | {"quality": flags.tolist()}])  # seconds 5 to 15
+    assert late["attention_mask"][0, 3].tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
 def test_of_a_long_record_only_the_window_is_read(extractor, monkeypatch):

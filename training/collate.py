@@ -158,40 +158,37 @@ class ECGCollator:
         """Return items in the form of `ECGDataset`'s of the rows of which something is usable."""
         records = [self._read_window(row) for row in rows]
         try:
-            features = self.extractor(records)
-            kept = range(len(rows))
+            features, kept = self.extractor.items(records), rows
         except ValueError:  # of one of them; which and why is found out one by one
-            kept = [place for place, record in enumerate(records) if self._is_usable(record)]
-            if not kept:
+            usable = [place for place, record in enumerate(records) if self._is_usable(record)]
+            if not usable:
                 raise
-            features = self.extractor([records[place] for place in kept])
-        items = []
-        for place, values, ids, mask in zip(
-            kept, features["input_values"], features["lead_ids"], features["attention_mask"]
-        ):
-            item = {"age": None, "sex": None, "weight": None, "index": 0, "seed": None} | rows[place]
-            leads = ids > 0  # the others fill up the batch
-            item |= {
-                "steps": values[leads],
-                "step_mv": 1.0,
-                "lead_ids": ids[leads],
-                "mask": mask[leads].astype(np.uint8),
+            features = self.extractor.items([records[place] for place in usable])
+            kept = [rows[place] for place in usable]
+        absent = {"age": None, "sex": None, "weight": None, "index": 0, "seed": None}
+        return [
+            absent | row | {
+                "steps": feature["input_values"], "step_mv": None, "lead_ids": feature["lead_ids"],
+                "mask": feature["attention_mask"].astype(np.uint8),
             }
-            items.append(item)
-        return items
+            for row, feature in zip(kept, features, strict=True)
+        ]  # fmt: skip
 
     def _read_window(self, row: dict):
-        """Return the record of a row, of a long one a window: at random where the row has a seed, else the middle."""
-        surplus = row["num_samples"] - round(self.window_seconds * row["sampling_rate"])
+        """Return the record of a row, of a long one a window: at random where the row has a seed, else the middle.
+
+        It begins with a whole second, of which the quality is known.
+        """
+        surplus = int(row["num_samples"] / row["sampling_rate"] - self.window_seconds)
         if surplus <= 0:
             return read_row(row)
         generator = _generator(row, "cut") if row.get("seed") else None
         start = surplus // 2 if generator is None else int(generator.integers(surplus + 1))
-        return read_row(row, start / row["sampling_rate"], self.window_seconds)
+        return read_row(row, float(start), self.window_seconds)
 
     def _is_usable(self, record) -> bool:
         try:
-            self.extractor(record)
+            self.extractor.items(record)
         except ValueError as error:
             logger.warning("left out of its batch: %s", error)
             return False

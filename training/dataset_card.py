@@ -96,12 +96,18 @@ def _cards(reports: Mapping[str, dict], statistics: Mapping[str, Statistics]) ->
     facts = {corpus: yaml.safe_load((TEMPLATES / f"{corpus}.yaml").read_text(encoding="utf-8")) for corpus in reports}
     total = add_up(statistics.values())
     pictures = _pictures(facts, statistics, total)
+    nulls = sum((Counter(report["nulls"]) for report in reports.values()), Counter())
     shared = {
-        "reports": reports, "configs": {each["config_name"] for each in configs}, "facts": facts, "statistics": statistics, "total": total, "pictures": pictures,
-        "total_nulls": dict(sorted(sum((Counter(report["nulls"]) for report in reports.values()), Counter()).items())),
+        "reports": reports,
+        "configs": {each["config_name"] for each in configs},
+        "facts": facts,
+        "statistics": statistics,
+        "total": total,
+        "pictures": pictures,
+        "total_nulls": dict(sorted(nulls.items())),
         "num_shared_patients": sum(each.num_patients() for each in statistics.values()) - total.num_patients(),
         "citations": list(dict.fromkeys(text for each in facts.values() for text in each["citations"])),
-    }  # fmt: skip
+    }
     cards = {"README.md": environment.get_template("all.md.j2").render(shared, header=_header(configs, facts, total))}
     for corpus in reports:
         cards[f"cards/{corpus}.md"] = environment.get_template("corpus.md.j2").render(shared, corpus=corpus)

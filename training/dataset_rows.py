@@ -14,7 +14,6 @@ from anyecg_hf.signal_ops import unit_to_mv
 
 from .signal_codec import decode_signal
 
-NEVER = np.iinfo(np.int64).min  # a step that no sample of 32 bits has
 _TEXT, _REAL, _TEXTS = pa.string(), pa.float32(), pa.list_(pa.string())
 SCHEMA = pa.schema(
     [
@@ -87,6 +86,7 @@ def read_row(row: Mapping, start_seconds: float = 0.0, duration_seconds: float |
         diagnosis_codes=list(row.get("scp_codes") or row.get("snomed_codes") or ()),
         annotations=sorted(beats + _rhythm_marks(row, start), key=lambda mark: mark.sample),
         warnings=list(row.get("remarks") or ()),
+        quality=_quality(row, start / rate, signal.shape[1] / rate),
     )
 
 
@@ -107,6 +107,18 @@ def _rhythm_marks(row: Mapping, start: int) -> list[Annotation]:
     return [Annotation(span["start"] - start, "+", f"({span['rhythm']}") for span in row.get("rhythm_spans") or ()]
 
 
+def _quality(row: Mapping, start_seconds: float, duration_seconds: float) -> np.ndarray | None:
+    """Return the flags of the voltages in a part of the record, None where they are not known or the part begins within
+    a patch of one second. Leads that the model does not take have none: 0."""
+    leads = [flags for flags, unit in zip(row.get("quality") or (), row["units"]) if millivolt_per(unit)]
+    num_seconds = max(map(len, leads), default=0)
+    if not num_seconds or start_seconds % 1:
+        return None
+    flags = np.array([lead or [0] * num_seconds for lead in leads], np.int16)
+    start = int(start_seconds)
+    return flags[:, start : start + max(1, int(duration_seconds + 0.5))]
+
+
 def _in_millivolt(samples: np.ndarray, row: Mapping) -> tuple[np.ndarray, list[str]]:
     """Return the voltages among the signals, float32 mV, and their names."""
     scales = [millivolt_per(unit) for unit in row["units"]]
@@ -118,12 +130,13 @@ def _in_millivolt(samples: np.ndarray, row: Mapping) -> tuple[np.ndarray, list[s
     gains, baselines = (np.array([row[name][lead] for lead in kept])[:, None] for name in ("gains", "baselines"))
     factors = np.array([scales[lead] for lead in kept])[:, None]
     steps = samples - baselines if baselines.any() else samples
-    if (factors == 1).all() and (gains == gains.astype(np.float32)).all() and abs(steps).max(initial=0) <= 1 << 24:
+    lowest, highest = steps.min(initial=0), steps.max(initial=0)
+    if (factors == 1).all() and (gains == gains.astype(np.float32)).all() and max(-lowest, highest) <= 1 << 24:
         signal = np.divide(steps, gains.astype(np.float32), dtype=np.float32)  # as below to the bit, in half the time
     else:
         signal = (steps / gains * factors).astype(np.float32)
-    no_values = [row["no_values"][lead] for lead in kept]
-    is_missing = samples == np.array([NEVER if step is None else step for step in no_values])[:, None]
-    if is_missing.any():
-        signal[is_missing] = np.nan
+    for lead, place in enumerate(kept):
+        no_value = row["no_values"][place]
+        if no_value is not None and lowest <= no_value - int(baselines[lead, 0]) <= highest:
+            signal[lead, samples[lead] == no_value] = np.nan
     return signal, [row["lead_names"][lead] for lead in kept]

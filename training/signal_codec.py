@@ -124,7 +124,8 @@ def _decode_block(parts, out, step, rows, roundings):
     is_narrow = all(part.dtype.itemsize <= 2 for _, part in stored + derived)  # the sums are then within 32 bits
     block = out if is_narrow else np.empty(out.shape, np.int64)
     for group, part in stored:
-        block[group] = part
+        for lead, samples in zip(group, part):
+            block[lead] = samples
     for group, part in derived:
         for lead, difference in zip(group, part):
             block[rows[lead]] = _foresee(block, rows, lead, roundings) + difference
@@ -356,7 +357,7 @@ def _from_flac(data, leads, length, bits):
         raise _refused(f"a FLAC stream cannot be read ({error})") from error
     if samples.shape != (leads, length):
         raise _refused(f"a FLAC stream ends after {samples.shape[1]} of {length} samples")
-    return samples >> (0 if bits == 16 else 8)
+    return samples if bits == 16 else samples >> 8
 
 
 def _deflate(data, strategy):

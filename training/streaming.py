@@ -11,6 +11,7 @@ the number of workers. `state_dict` and `load_state_dict` go on after the last r
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -22,9 +23,10 @@ from datasets.distributed import split_dataset_by_node
 from .dataset_rows import row_codes
 from .labels import Task
 
-TRAINING_COLUMNS = (  # the others (quality, beats ...) are left unread: they cost more time than the signal
+TRAINING_COLUMNS = (  # the others (beats, rhythms ...) are left unread
     "record_id", "corpus", "patient_id", "fold", "signal", "num_samples", "sampling_rate", "lead_names", "units", "gains",
-    "baselines", "no_values", "age", "sex", "height", "weight", "scp_codes", "snomed_codes", "is_normal", "acceptability",
+    "baselines", "no_values", "age", "sex", "height", "weight", "scp_codes", "snomed_codes", "is_normal", "quality",
+    "acceptability",
 )  # fmt: skip
 OPEN_SHARDS = 8  # read at a time, so that neighbours in one file (one corpus) do not make a batch
 BLOCK_ROWS = 32  # read from each of them at a time; what is open is shuffled together: 256 rows
@@ -95,6 +97,7 @@ class EpochRows(torch.utils.data.IterableDataset):
         self._start = dict(state)
 
     def __iter__(self) -> Iterator[dict]:
+        keep_freed_memory()
         epoch, start = self.epoch, self._start
         self._state, self._start = start, None
         if start is not None and start["epoch"] != epoch:
@@ -129,6 +132,14 @@ class EpochRows(torch.utils.data.IterableDataset):
             return item
         labels = self.task.encode(row | {"codes": row_codes(row)})
         return None if labels is None else item | {"labels": labels}
+
+
+@functools.cache  # once a process
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 62 MB of freed memory for the next batch. By default it gives arrays of this size back at once and
+    gets them anew page by page, a sixth of the time of reading a row. Freeing one block of almost 32 MB raises its limits.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 def record_number(row: dict) -> int:
