@@ -24,6 +24,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.leads import LEAD_IDS
 from anyecg_hf.records import Record, read_record
 from anyecg_hf.signal_quality import UNUSABLE, QualityFlag
+from anyecg_hf.simulate import simulate_record
 
 ROOT = Path(__file__).resolve().parent.parent
 TWELVE = {"sampling_rate": 500, "lead_names": list(STANDARD), "units": "mV"}
