@@ -14,20 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .corpora import CORPORA
-from .corpora.sources import Source, SourceRecord, one_side
+from .corpora.sources import Source, SourceRecord, absolute, one_side
 from .dataset_card import write_cards
 from .download import download_corpus
 from .engines import ENGINES, map_shards
 from .shards import SPLITS, Output, ShardPlan, finished_report, plan_shards
-from .splits import split_of
+from .splits import load_duplicates, shared_records, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def build_corpus(
     engine: str = "local",
     shard_megabytes: float = SHARD_MEGABYTES,
     sampling_rate: int | None = None,
+    duplicates: Sequence[Mapping[str, str]] = (),
 ) -> dict:
     """Build one corpus into `out` and return its report, as OUT/reports/<corpus>.json holds it.
 
@@ -52,6 +54,8 @@ def build_corpus(
         num_proc, engine: see `engines.map_shards`.
         shard_megabytes: of source files in one Parquet file.
         sampling_rate (`int`, *optional*): of PTB-XL's own release, 500 or 100; default: each record's highest.
+        duplicates: found by `training.duplicates`, besides those of split_files/duplicates.csv: rows as `load_duplicates` gives
+            them. A copy gets patient and fold of what it repeats.
 
     Raises:
         ValueError: no record of the corpus is there.
@@ -62,9 +66,11 @@ def build_corpus(
         raise ValueError(
             f"--source {source}: no records of {corpus}. Accepted: {CORPORA[corpus].accepted}, at any depth below it."
         )
-    readable = one_side([record for record in records if not record.problem])
-    source, out = str(source), str(out)
-    plans = plan_shards(readable, source=source, out=out, shard_bytes=int(shard_megabytes * 1e6))
+    duplicates = [*load_duplicates(), *duplicates]
+    readable = one_side([record for record in records if not record.problem], duplicates)
+    source, out = absolute(source), absolute(out)
+    places = {"source": source, "out": out, "shard_bytes": int(shard_megabytes * 1e6)}
+    plans = plan_shards(readable, shared=shared_records(corpus, duplicates), **places)
     output = Output(out)
     _begin(output, corpus, plans)
     reports = {}
@@ -73,6 +79,7 @@ def build_corpus(
             reports[plan.name] = report
             bar.update(len(plan.records))
     report = summarise(corpus, records, plans, reports)
+    _keep_only({*report["shards"], *(plan.report for plan in plans)}, output, corpus)
     output.write(f"reports/{corpus}.json", json.dumps(report, indent=1).encode())
     write_cards(output)
     return report
@@ -132,15 +139,22 @@ def _begin(output: Output, corpus: str, plans: Sequence[ShardPlan]) -> None:
     Nothing changes where all is there already. Else files of an older build would be read beside the new ones.
     """
     planned = {name for plan in plans for name in (plan.parquet, plan.report)}
-    present = {f"{kind}/{corpus}/{name}" for kind in ("data", "reports") for name in output.names(f"{kind}/{corpus}")}
-    is_finished = present <= planned and all(finished_report(plan, output) for plan in plans)
-    if is_finished or not present:
+    if _present(output, corpus) <= planned and all(finished_report(plan, output) for plan in plans):
         return
     report = f"reports/{corpus}.json"
     if output.fs.exists(output.path(report)):
         output.remove(report)
         write_cards(output)
-    for name in sorted(present - planned):
+    _keep_only(planned, output, corpus)
+
+
+def _present(output: Output, corpus: str) -> set[str]:
+    return {f"{kind}/{corpus}/{name}" for kind in ("data", "reports") for name in output.names(f"{kind}/{corpus}")}
+
+
+def _keep_only(names: set[str], output: Output, corpus: str) -> None:
+    """Remove the corpus's other files: of an older plan, half-written by a worker that died, or with no record left."""
+    for name in sorted(_present(output, corpus) - names):
         output.remove(name)
 
 
@@ -169,6 +183,7 @@ def main(argv: list[str]) -> int:
             engine=args.engine,
             shard_megabytes=args.shard_megabytes,
             sampling_rate=args.sampling_rate,
+            duplicates=load_duplicates(args.duplicates) if args.duplicates else (),
         )
         _print(report)
         built.append(name)
@@ -208,16 +223,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--sampling_rate", "--sampling-rate", type=int, choices=(500, 100), help="of PTB-XL's own release"
     )
+    parser.add_argument(
+        "--duplicates", help="more records that are one recording, as `training.duplicates --out` writes them"
+    )
     parser.add_argument("--push-to-hub", "--push_to_hub", metavar="ORG/NAME")
     parser.add_argument("--private", action="store_true")
     args = parser.parse_args(argv)
-    if args.num_proc < 1 or args.shard_megabytes <= 0:
-        parser.error("--num_proc must be at least 1, --shard_megabytes above 0")
+    if args.num_proc < 1 or not 0 < args.shard_megabytes < math.inf:
+        parser.error("--num_proc must be at least 1, --shard_megabytes a number above 0")
     return args
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

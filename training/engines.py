@@ -5,10 +5,11 @@ A shard lies whole in the output before its report comes back, so a worker that 
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from .shards import ShardPlan, write_shard
 
 ENGINES = ("local", "ray")
-MOST_ATTEMPTS = 3  # of the pool, in a row without a shard done: then it is not by chance that workers die
+MOST_ATTEMPTS = 3  # of the pool in a row without a shard done, of a shard with Ray: then workers do not die by chance
+ADVICE = "Is there enough memory? Lower --num_proc or --shard_megabytes; what is done is kept."
 
 
 def map_shards(
@@ -35,6 +37,8 @@ def map_shards(
     """
     if engine not in ENGINES:
         raise ValueError(f"--engine {engine!r}: accepted are {', '.join(ENGINES)}.")
+    if not plans:
+        return iter(())
     return (_map_with_ray if engine == "ray" else _map_locally)(plans, num_proc)
 
 
@@ -52,21 +56,41 @@ def _map_locally(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[Sh
             if attempts >= MOST_ATTEMPTS:
                 names = ", ".join(f"{plan.corpus}/{plan.name}" for plan in list(left.values())[:num_proc])
                 raise RuntimeError(
-                    f"Worker processes died {attempts} times without finishing a shard; to be done: {names} ... Is there "
-                    "enough memory? Lower --num_proc or --shard_megabytes; what is done is kept."
+                    f"Worker processes died {attempts} times without finishing a shard; to be done: {names} ... {ADVICE}"
                 ) from error
 
 
 def _map_in_pool(left: dict[int, ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
     context = multiprocessing.get_context("spawn")  # forking would copy the threads' locks of torch and object stores
-    with ProcessPoolExecutor(min(num_proc, len(left)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(num_proc, len(left)), context, _start_worker) as pool:
         try:
-            futures = {pool.submit(write_shard, plan): number for number, plan in left.items()}
+            _mask_ctrl_c("SIG_BLOCK")  # workers start with it: nothing interrupts them in the middle of their imports
+            try:
+                futures = {pool.submit(write_shard, plan): number for number, plan in left.items()}
+            finally:
+                _mask_ctrl_c("SIG_UNBLOCK")
             for future in as_completed(futures):
                 report = future.result()
                 yield left.pop(futures[future]), report
         finally:
             pool.shutdown(wait=True, cancel_futures=True)  # also where the caller stops listening
+
+
+def _start_worker() -> None:
+    """End at once on Ctrl-C, and with the process that started this one, even where that is killed: no shard is left half."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _mask_ctrl_c("SIG_UNBLOCK")
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _mask_ctrl_c(how: str) -> None:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(getattr(signal, how), {signal.SIGINT})
+
+
+def _end_with(parent: multiprocessing.Process) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _map_with_ray(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
@@ -82,8 +106,10 @@ def _map_with_ray(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[S
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = [{"plan": pickle.dumps(plan)} for plan in plans]
         blocks = ray.data.from_items(items, override_num_blocks=max(1, len(items)))  # one shard a task
-        for row in blocks.map(_write_row).iter_rows():
-            yield pickle.loads(row["plan"]), json.loads(row["report"])
+        for row in blocks.map(_write_row, max_retries=MOST_ATTEMPTS).iter_rows():  # without it, for ever
+            yield pickle.loads(row["plan"]), _report_in(row)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"Ray gave a shard up ({type(error).__name__}): its workers died. {ADVICE}") from error
     finally:
         if is_ours:
             ray.shutdown()
@@ -97,4 +123,15 @@ def _cluster(num_proc: int) -> dict:
 
 
 def _write_row(row: dict) -> dict:
-    return {"plan": row["plan"], "report": json.dumps(write_shard(pickle.loads(row["plan"])))}
+    try:
+        result = write_shard(pickle.loads(row["plan"]))
+    except (OSError, ValueError, ImportError) as error:  # Ray would wrap pages around it
+        result = error
+    return {"plan": row["plan"], "result": pickle.dumps(result)}
+
+
+def _report_in(row: dict) -> dict:
+    result = pickle.loads(row["result"])
+    if isinstance(result, Exception):
+        raise result
+    return result

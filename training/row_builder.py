@@ -16,7 +16,7 @@ from anyecg_hf.signal_quality import acceptability
 
 from .corpora.facts import facts_of
 from .corpora.sources import SourceRecord
-from .corpora.wfdb_steps import read_stored
+from .corpora.wfdb_steps import StoredRecord, read_stored
 from .dataset_rows import millivolt_per, read_row, read_samples
 from .signal_codec import encode_signal
 from .splits import split_of
@@ -48,8 +48,8 @@ def build_row(record: SourceRecord, folder: Path, extractor: AnyECGFeatureExtrac
         "lead_names": stored.lead_names, "units": stored.units, "gains": stored.gains, "baselines": stored.baselines,
         "no_values": stored.no_values, **facts,
         "rhythm_spans": rhythm_spans(stored.annotations, stored.samples.shape[1]),
-        "beats": [_beat(mark) for mark in stored.annotations if mark.symbol in BEATS],
-        "remarks": [_without_place(note, folder) for note in stored.notes],
+        "beats": _beats(stored, nulls),
+        "remarks": [without_place(note, folder) for note in stored.notes],
     }  # fmt: skip
     if not np.array_equal(read_samples(values), stored.samples):
         raise ValueError(f"{record.header}: the encoded signal does not decode to the samples of the file.")
@@ -72,8 +72,12 @@ def rhythm_spans(annotations: list[Annotation], num_samples: int) -> list[dict]:
     return [span for span in spans if span["stop"] > span["start"]]
 
 
-def _beat(mark: Annotation) -> dict:
-    return {"sample": mark.sample, "symbol": mark.symbol}
+def _beats(stored: StoredRecord, nulls: list[str]) -> list[dict]:
+    """Return the beats within the record; a damaged file may have some anywhere, beyond 64 bits even."""
+    beats = [{"sample": mark.sample, "symbol": mark.symbol} for mark in stored.annotations if mark.symbol in BEATS]
+    within = [beat for beat in beats if 0 <= beat["sample"] < stored.samples.shape[1]]
+    nulls += ["beats: outside the record"] * (len(within) < len(beats))
+    return within
 
 
 def _quality(record: Record, lead_names: list[str], extractor: AnyECGFeatureExtractor, nulls: list[str]) -> dict:
@@ -94,6 +98,6 @@ def _quality(record: Record, lead_names: list[str], extractor: AnyECGFeatureExtr
     }
 
 
-def _without_place(text: str, folder: Path) -> str:
-    """Return a message without the folders above the source, which may be named after anything."""
-    return text.replace(f"{folder}/", "")
+def without_place(text: str, folder: Path) -> str:
+    """Return a message without the folders above the source, which may be named after anything; below it they may be no UTF-8."""
+    return text.replace(f"{folder}/", "").encode(errors="backslashreplace").decode()

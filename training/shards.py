@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from . import corpora, dataset_rows, labels, row_builder, signal_codec, splits
 from .corpora.sources import Source, SourceRecord
 from .dataset_rows import SCHEMA
-from .row_builder import build_row
+from .row_builder import build_row, without_place
 from .splits import split_of
 
 FORMAT = 1
@@ -66,13 +67,20 @@ class ShardPlan:
         return f"reports/{self.corpus}/{self.name}.json"
 
 
-def plan_shards(records: Sequence[SourceRecord], *, source: str, out: str, shard_bytes: int) -> list[ShardPlan]:
-    """Return the shards of a corpus's readable records: by split, in the order of the records, `shard_bytes` of source each."""
+def plan_shards(
+    records: Sequence[SourceRecord], *, source: str, out: str, shard_bytes: int, shared: Container[str] = ()
+) -> list[ShardPlan]:
+    """Return the shards of a corpus's readable records: by split, in the order of the records, `shard_bytes` of source each.
+
+    Records named in `shared` are held by another corpus, too. They have files of their own, "train-shared-...", which a test
+    on that corpus leaves out of training.
+    """
     plans = []
-    for split in SPLITS:
-        groups = _group([record for record in records if split_of(record.fold) == split], shard_bytes)
+    for split, kind in itertools.product(SPLITS, ("", "-shared")):
+        chosen = [each for each in records if split_of(each.fold) == split and (each.record_id in shared) == bool(kind)]
+        groups = _group(chosen, shard_bytes)
         for number, group in enumerate(groups):
-            name = f"{split}-{number:05d}-of-{len(groups):05d}"
+            name = f"{split}{kind}-{number:05d}-of-{len(groups):05d}"
             plans.append(ShardPlan(group[0].corpus, name, source, out, tuple(group)))
     return plans
 
@@ -103,12 +111,12 @@ def write_shard(plan: ShardPlan) -> dict:
     source, extractor = Source(plan.source), AnyECGFeatureExtractor()
     rows, rejected, nulls = [], [], Counter()
     for record in plan.records:
-        try:
-            with source.local(record) as folder:
+        with source.local(record) as folder:
+            try:
                 built = build_row(record, folder, extractor)
-        except (ValueError, TypeError, OSError, ImportError) as error:  # what the readers promise for bad records
-            rejected.append({"record_id": record.record_id, "reason": _reason(error, plan.source)})
-            continue
+            except (ValueError, TypeError, OSError, ImportError) as error:  # what the readers promise for bad records
+                rejected.append({"record_id": record.record_id, "reason": _reason(error, folder)})
+                continue
         rows.append(built.values)
         nulls.update(set(built.nulls))
     report = {
@@ -211,5 +219,5 @@ def _code_digest() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
-def _reason(error: Exception, source: str) -> str:
-    return f"{type(error).__name__}: {error}".replace(f"{source.rstrip('/')}/", "")
+def _reason(error: Exception, folder: Path) -> str:
+    return f"{type(error).__name__}: {without_place(str(error), folder)}"

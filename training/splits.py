@@ -88,6 +88,16 @@ def load_duplicates(path: str | Path = SPLIT_FILES / "duplicates.csv") -> list[d
     return rows
 
 
+def shared_records(corpus: str, duplicates: Sequence[Mapping[str, str]]) -> set[str]:
+    """Return the records of a corpus that another corpus is known to hold, too."""
+    pairs = [
+        ((row["corpus"], row["record"]), (row["same_as_corpus"], row["same_as"]))
+        for row in duplicates
+        if row["same_as"] and row["corpus"] != row["same_as_corpus"]
+    ]
+    return {record for pair in pairs for own, record in pair if own == corpus}
+
+
 def _read_rows(path: str | Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

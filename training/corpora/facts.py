@@ -124,7 +124,9 @@ def _statements(text: str, nulls: list[str]) -> dict[str, float]:
     """Return PTB-XL's statements with their likelihoods; every key counts, whatever its likelihood (0: unknown)."""
     try:
         statements = {str(code).strip(): float(likelihood) for code, likelihood in ast.literal_eval(text).items()}
-    except (ValueError, SyntaxError, TypeError, AttributeError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError):
+        statements = None
+    if statements is None or not all(map(_is_statement, statements, statements.values())):
         nulls.append("scp_codes: not understood")
         return {}
     known = {statement.code for statement in ptb_xl_statements()}
@@ -133,6 +135,10 @@ def _statements(text: str, nulls: list[str]) -> dict[str, float]:
     if not set(statements) <= known:
         nulls.append("scp_codes: kept, but in no table")
     return statements
+
+
+def _is_statement(code: str, likelihood: float) -> bool:
+    return code.isascii() and code.isprintable() and 0 <= likelihood <= 100
 
 
 def _superclasses(statements: Iterable[str]) -> list[str]:

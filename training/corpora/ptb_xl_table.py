@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from .sources import Source, SourceRecord, Stem, stems
@@ -31,7 +32,7 @@ def list_ptb_xl(source: Source, sampling_rate: int | None = None) -> list[Source
     rates = [sampling_rate] if sampling_rate else list(FOLDERS)
     found = {stem.path: stem for stem in stems(source.files) if _rate_of(stem.path, folder) in rates}
     records, named, seen = [], set(), set()
-    for line, row in enumerate(csv.DictReader(io.StringIO(source.read_text(tables[0]))), start=2):
+    for line, row in _lines(source.read_text(tables[0])):
         paths = [f"{folder}{row.get(FILE_COLUMNS[rate]) or ''}" for rate in rates]
         named |= set(paths)
         there = [found[path] for path in paths if path in found]
@@ -52,6 +53,19 @@ def list_ptb_xl(source: Source, sampling_rate: int | None = None) -> list[Source
             problem = f"{DATABASE} does not name it"
             records.append(SourceRecord("ptb-xl", PurePosixPath(path).name, problem=problem))
     return sorted(records, key=lambda record: record.record_id)
+
+
+def _lines(text: str) -> Iterator[tuple[int, dict]]:
+    """Yield the number of each line and its values; none where the line cannot be taken apart."""
+    reader = csv.DictReader(io.StringIO(text))
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error:  # a quote that is never closed makes all that follows one field, up to the reader's limit
+            row = {}
+        yield reader.line_num, row
 
 
 def _rate_of(path: str, folder: str) -> int | None:

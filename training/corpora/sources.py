@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,10 +16,11 @@ from pathlib import Path, PurePosixPath
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from training.splits import fold_of, load_split
+from training.splits import place_of
 
 SIGNAL_SUFFIXES = (".mat", ".dat", ".xyz")
 SUFFIXES = (".hea", ".atr", *SIGNAL_SUFFIXES)
+STATES = ("mtime", "ETag", "etag", "LastModified", "last_modified", "created")  # as folders and stores call it
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,19 @@ class Source:
         files = {}
         for path, facts in sorted(found.items()):
             below = path[len(self.root) :].lstrip("/")
-            state = facts.get("mtime") or facts.get("ETag") or facts.get("etag") or facts.get("LastModified") or ""
-            files[below] = SourceFile(below, int(facts["size"]), str(state))
+            state = next((str(facts[key]) for key in STATES if facts.get(key)), "")
+            files[below] = SourceFile(below, int(facts["size"] or 0), state)
         return files
 
     def read_text(self, path: str) -> str:
-        with self.fs.open(f"{self.root}/{path}", "r", encoding="utf-8-sig", newline="") as file:
-            return file.read()
+        """Return a table's text, read as Latin-1 where it is no UTF-8: what is needed of it is the same in both."""
+        if not self.fs.isfile(f"{self.root}/{path}"):  # opening a pipe would wait for ever
+            raise ValueError(f"{path}: no regular file.")
+        raw = self.fs.cat_file(f"{self.root}/{path}")
+        try:
+            return raw.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return raw.decode("latin-1")
 
     @contextlib.contextmanager
     def local(self, record: SourceRecord) -> Iterator[Path]:
@@ -87,6 +94,12 @@ class Source:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self.fs.get_file(f"{self.root}/{file.path}", str(target))
             yield Path(folder)
+
+
+def absolute(url: str | Path) -> str:
+    """Return an address that means the same to any process: of a folder here its full path."""
+    fs, root = fsspec.core.url_to_fs(str(url))
+    return root if isinstance(fs, LocalFileSystem) else str(url)
 
 
 @dataclass(frozen=True)
@@ -103,6 +116,10 @@ class Stem:
     @property
     def header(self) -> str:
         return next((file.path for file in self.files if file.path.endswith(".hea")), "")
+
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.header) and any(file.path.endswith(SIGNAL_SUFFIXES) for file in self.files)
 
 
 def stems(files: dict[str, SourceFile]) -> list[Stem]:
@@ -129,28 +146,35 @@ def list_named(
         name_of: from that path to the record's name.
         patient_of: from a name that the split file does not list to what tells its patient.
     """
-    split, records, seen = load_split(corpus), [], set()
-    for stem in stems(source.files):
-        if not re.search(rf"(?:^|/){pattern}$", stem.path):
+    records, seen = [], set()
+    for stem in sorted(stems(source.files), key=lambda stem: not stem.is_whole):  # of two with one name, the whole one
+        if not re.search(rf"(?:^|/){pattern}\Z", stem.path, re.ASCII):
             continue
         name = name_of(stem.path)
-        patient_id, fold = split.get(name) or _by_hash(f"{corpus}-{patient_of(name)}")
+        patient_id, fold = place_of(corpus, name, patient_of(name))
         problem = ""
         if not stem.header:
             problem = f"no header: {PurePosixPath(stem.path).name}.hea is not there"
         elif name in seen:
-            problem = "another record has the same name; the first was taken"
+            problem = "another record has the same name and was taken"
         seen |= {name} if stem.header else set()
         records.append(SourceRecord(corpus, name, patient_id, fold, stem.header, stem.files, problem=problem))
     return sorted(records, key=lambda record: (record.record_id, record.header))
 
 
-def _by_hash(patient_id: str) -> tuple[str, int]:
-    return patient_id, fold_of(patient_id)
+def one_side(records: Sequence[SourceRecord], duplicates: Sequence[Mapping[str, str]] = ()) -> list[SourceRecord]:
+    """Return the records with one fold for each patient, and copies with the patient and fold of what they repeat.
 
-
-def one_side(records: Sequence[SourceRecord]) -> list[SourceRecord]:
-    """Return the records with one fold for each patient: that of the first record where a source says several."""
+    Where a source gives a patient several folds, it is that of the first record. `duplicates` as `splits.load_duplicates`.
+    """
+    places = {
+        (row["corpus"], row["record"]): place_of(row["same_as_corpus"], row["same_as"])
+        for row in duplicates
+        if row["same_as"]
+    }
+    own = [(record.patient_id, record.fold) for record in records]
+    moved = [places.get((record.corpus, record.record_id), place) for record, place in zip(records, own)]
+    records = [replace(record, patient_id=patient, fold=fold) for record, (patient, fold) in zip(records, moved)]
     folds: dict[str, int] = {}
     for record in records:
         folds.setdefault(record.patient_id, record.fold)

@@ -16,7 +16,10 @@ from anyecg_hf.wfdb_decoding import NO_VALUE
 from anyecg_hf.wfdb_header import WfdbHeader, read_header
 from anyecg_hf.wfdb_signals import SingleSegment
 
+from .sources import SIGNAL_SUFFIXES
+
 MAT_HEADER = struct.Struct("<5i")  # type, rows, columns, imaginary, length of the name: level 4 of the MAT format
+MOST_SAMPLES = 50_000_000  # of all leads: ten times INCART's; a file of holes may announce any number
 MAT_OFFSET = 24  # bytes before the samples: that header and the name "val"
 
 
@@ -48,6 +51,10 @@ def read_stored(path: Path) -> StoredRecord:
     _refuse_unusual(header, path)
     source = SingleSegment(path, header, chosen=list(range(len(header.signals))))
     _compare_with_mat(header, path)
+    if (num_samples := len(header.signals) * source.num_frames) > MOST_SAMPLES:
+        raise ValueError(
+            f"{path}: {num_samples} samples; of a record of these corpora at most {MOST_SAMPLES} are read."
+        )
     samples, signals = source.read_steps(), header.signals
     rate = header.frame_rate * signals[0].samples_per_frame
     annotations = read_annotations(
@@ -72,6 +79,9 @@ def _refuse_unusual(header: WfdbHeader, path: Path) -> None:
         raise ValueError(f"{path}: several segments; a record of these corpora has one.")
     if any(not signal.form for signal in header.signals):
         raise ValueError(f"{path}: a signal without stored samples.")
+    others = {signal.file for signal in header.signals} - {path.stem + suffix for suffix in SIGNAL_SUFFIXES}
+    if others:  # one signal under two names could be in two splits
+        raise ValueError(f"{path}: names data files of another record ({', '.join(map(repr, sorted(others)))[:80]}).")
     if len({signal.samples_per_frame for signal in header.signals}) > 1:
         raise ValueError(f"{path}: signals of different rates; a record of these corpora has one rate.")
 
