@@ -12,6 +12,7 @@ from collections import Counter
 import fsspec
 import numpy as np
 import pytest
+from datasets import get_dataset_config_names, load_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from published_files import (
@@ -36,7 +37,7 @@ from training.build_dataset import build_corpus, main
 from training.corpora import CORPORA
 from training.corpora.challenge import NAMES
 from training.dataset_rows import read_samples
-from training.splits import load_split, split_of
+from training.splits import load_duplicates, load_split, split_of
 
 CORPUS = "cpsc-2018"
 TINY_SHARDS = 1e-6  # of a megabyte: a record each
@@ -138,6 +139,44 @@ def test_records_of_a_patient_that_no_split_file_names_stay_together(tmp_path, o
     rows = rows_of(out)
     assert rows["patient998/s9001_re"]["fold"] == rows["patient998/s9002_re"]["fold"]
     assert rows["patient999/s9003_re"]["patient_id"] == "ptb-patient999"
+
+
+def test_copies_that_were_found_take_the_side_of_what_they_repeat_and_leave_its_test(tmp_path, out):
+    copy, other = [name for name, (_, fold) in load_split("georgia").items() if split_of(fold) == "train"][:2]
+    repeated = names_of("cpsc-2018")["test"]
+    for corpus, name in (("georgia", copy), ("georgia", other), ("cpsc-2018", repeated)):
+        write_challenge(tmp_path / corpus, name, corpus=corpus)
+    found = [{"record": copy, "corpus": "georgia", "same_as": repeated, "same_as_corpus": "cpsc-2018"}]
+    for corpus in ("georgia", "cpsc-2018"):
+        build_corpus(corpus, tmp_path / corpus, out, duplicates=found)
+    rows = rows_of(out)
+    assert rows[copy]["split"] == rows[repeated]["split"] == "test"
+    assert rows[copy]["patient_id"] == rows[repeated]["patient_id"] == f"cpsc-2018-{repeated}"
+
+    def records(config, split):
+        return load_dataset(str(out), config, split=split, cache_dir=str(tmp_path / "cache"))["record_id"]
+
+    assert list(records("georgia", "test")) == [copy]
+    assert list(records("without-cpsc-2018", "train")) == [other]
+    assert "without-georgia" not in get_dataset_config_names(str(out))  # all that is left is held by Georgia, too
+
+
+def test_corpora_that_share_unnamed_recordings_are_left_out_together(tmp_path, out):
+    for corpus in ("cpsc-2018", "cpsc-extra", "georgia"):
+        write_challenge(tmp_path / corpus, names_of(corpus)["train"], corpus=corpus)
+        build_corpus(corpus, tmp_path / corpus, out)
+    for left_out in ("cpsc-2018", "cpsc-extra"):
+        rows = load_dataset(str(out), f"without-{left_out}", cache_dir=str(tmp_path / "cache"))
+        assert set(rows["train"]["corpus"]) == {"georgia"} and set(rows["test"]["corpus"]) == {left_out}
+
+
+@pytest.mark.parametrize(
+    "text", ["record,corpus\nA0001,cpsc-2018\n", "record,corpus,same_as,same_as_corpus\na,b,c,d\n"]
+)
+def test_a_list_of_duplicates_of_another_form_is_refused(text, tmp_path):
+    (tmp_path / "found.csv").write_text(text)
+    with pytest.raises(ValueError, match="accepted"):
+        load_duplicates(tmp_path / "found.csv")
 
 
 def test_normal_is_norm_in_ptb_xl_and_lone_sinus_rhythm_in_the_challenge(tmp_path, out):
@@ -557,7 +596,8 @@ def test_a_corpus_is_out_of_the_data_set_while_it_is_built_anew(source, out, mon
 def test_a_corpus_does_not_touch_another(source, out, tmp_path):
     write_challenge_corpus(tmp_path / "georgia", "georgia")
     build_corpus("georgia", tmp_path / "georgia", out)
-    before = files_of(out)
+    before = {name: data for name, data in files_of(out).items() if "georgia" in name and not name.startswith("cards/")}
+    assert len(before) > 3
     build_corpus(CORPUS, source, out)
     assert before.items() <= files_of(out).items()
 
