@@ -74,7 +74,7 @@ class SingleSegment:
             self.chosen = choose_signals(header.signals, self.notes, path, must_be_stored=True)
         self.signals = [header.signals[index] for index in self.chosen]
         self.samples_per_frame = self.signals[0].samples_per_frame
-        for index in self.chosen:
+        for index in filter(lambda index: is_voltage(header.signals[index]), self.chosen):
             _check_gain(header.signals[index], f"{path}, signal {index}", self.notes)
         stored = {}  # by file
         for index, signal in enumerate(header.signals):

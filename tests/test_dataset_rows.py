@@ -90,6 +90,8 @@ def test_the_published_samples_come_back_bit_for_bit(write, corpus, tmp_path, bu
 def test_a_row_reads_as_its_files_do(write, corpus, tmp_path, build):
     row, header = build(corpus, write(corpus, tmp_path))
     ours, theirs = read_row(row), read_record(header)
+    if (write, corpus) == (challenge, "incart"):  # see test_gains_that_cannot_be
+        theirs.signal = ours.signal
     assert np.array_equal(ours.signal, theirs.signal, equal_nan=True) and ours.signal.dtype == np.float32
     assert (ours.sampling_rate, ours.lead_names, ours.units) == (theirs.sampling_rate, theirs.lead_names, "mV")
     assert ours.annotations == theirs.annotations
@@ -105,10 +107,7 @@ def test_a_row_fits_the_schema_and_has_quality_for_each_lead_and_second(write, c
     read_back = pa.Table.from_pylist([row], schema=SCHEMA).to_pylist()[0]
     assert np.array_equal(read_samples(read_back), read_samples(row))
     lengths = [len(flags) for flags in row["quality"]]
-    if (write, corpus) == (challenge, "incart"):  # published with a gain that makes them a thousandth of an ECG
-        assert lengths == [0] * 12 and row["acceptability"] is None
-    else:
-        assert lengths == [3] * 12 + [0] * (len(lengths) - 12) and 0 <= row["acceptability"] <= 1
+    assert lengths == [3] * 12 + [0] * (len(lengths) - 12) and 0 <= row["acceptability"] <= 1
 
 
 def test_the_columns_of_a_challenge_record(tmp_path, build):
@@ -140,6 +139,16 @@ def test_the_columns_of_incart(tmp_path, build):
     assert [(beat["sample"], beat["symbol"]) for beat in row["beats"]] == [(40, "N"), (300, "V"), (700, "N")]
     spans = [(span["start"], span["stop"], span["rhythm"]) for span in row["rhythm_spans"]]
     assert spans == [(50, 400, "AFIB"), (400, 771, "N")]
+
+
+def test_gains_that_cannot_be_are_kept_and_said_and_read_as_they_are_meant(tmp_path, build):
+    row, header = build("incart", challenge("incart", tmp_path))
+    published = float(header.read_text().split("\n")[1].split()[2].removesuffix("/mV"))
+    assert row["gains"] == [published] * 12 and row["gain_divisor"] == 1000 and "gains" in row["remarks"][0]
+    expected = read_samples(row) / (published / 1000)
+    np.testing.assert_allclose(read_row(row).signal, expected, rtol=1e-6)
+    assert 0.3 < np.ptp(read_row(row).signal, axis=1).max() < 10, "an ECG's amplitude in mV"
+    assert build("georgia", challenge("georgia", tmp_path / "other"))[0]["gain_divisor"] == 1
 
 
 def test_the_columns_of_ptb_xl(tmp_path, build):
@@ -217,10 +226,18 @@ def test_free_text_of_a_rhythm_does_not_become_a_label(tmp_path, build):
     assert [span["rhythm"] for span in row["rhythm_spans"]] == ["AFIB"]
 
 
-@pytest.mark.parametrize("how_many", [1, 12])
-def test_a_signal_that_is_no_voltage_is_refused_with_its_unit(how_many, tmp_path, extractor):
+def test_a_signal_that_is_no_voltage_is_kept_and_is_none_of_the_leads(tmp_path, build):
     header = challenge("georgia", tmp_path)
-    header.write_text(header.read_text().replace("1000/mV", "1000/mmHg", how_many))
+    header.write_text(header.read_text().replace("1000/mV", "1000/mmHg", 1))
+    row, _ = build("georgia", header)
+    assert np.array_equal(read_samples(row), published_integers(header))
+    assert row["units"][:2] == ["mmHg", "mV"] and read_row(row).lead_names == list(STANDARD_LEADS)[1:]
+    assert list(map(bool, row["quality"])) == [False] + [True] * 11
+
+
+def test_a_record_without_a_voltage_is_refused_with_its_units(tmp_path, extractor):
+    header = challenge("georgia", tmp_path)
+    header.write_text(header.read_text().replace("1000/mV", "1000/mmHg"))
     (record,) = list_corpus("georgia", tmp_path)
     with pytest.raises(ValueError, match="mmHg"):
         build_row(record, tmp_path, extractor)

@@ -28,6 +28,10 @@ SCHEMA = pa.schema(
         ("lead_names", _TEXTS),
         ("units", _TEXTS),  # of the leads, as published
         ("gains", pa.list_(pa.float64())),  # steps per unit
+        (
+            "gain_divisor",
+            pa.float64(),
+        ),  # how many times too large the published gains are: 1, in the Challenge's INCART 1000
         ("baselines", pa.list_(pa.int32())),  # the step that stands for 0
         ("no_values", pa.list_(pa.int32())),  # the step that stands for "no value", or null
         ("age", _REAL),  # years; 90 stands for "over 89"
@@ -128,6 +132,7 @@ def _in_millivolt(samples: np.ndarray, row: Mapping) -> tuple[np.ndarray, list[s
     if len(kept) < len(samples):
         samples = samples[kept]
     gains, baselines = (np.array([row[name][lead] for lead in kept])[:, None] for name in ("gains", "baselines"))
+    gains = gains / (row.get("gain_divisor") or 1.0)
     factors = np.array([scales[lead] for lead in kept])[:, None]
     steps = samples - baselines if baselines.any() else samples
     lowest, highest = steps.min(initial=0), steps.max(initial=0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+import anyecg_hf
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.leads import LEAD_IDS
 from anyecg_hf.records import Annotation, Record
@@ -21,6 +25,8 @@ from .dataset_rows import millivolt_per, read_row, read_samples
 from .signal_codec import encode_signal
 from .splits import split_of
 
+PACKAGE_LOGGER = logging.getLogger(anyecg_hf.__name__)
+IMPOSSIBLE_GAIN = 50_000  # steps per mV: 16 bits would span 1.3 mV
 BEATS = set("NLRaVFJASEj/QBenf?r")  # of WFDB's annotation codes those that mark a heartbeat
 _RHYTHM = re.compile(r"\(([A-Z0-9_]{1,12})\s*", re.ASCII)  # "(AFIB"; anything else may be free text
 
@@ -45,18 +51,34 @@ def build_row(record: SourceRecord, folder: Path, extractor: AnyECGFeatureExtrac
         "record_id": record.record_id, "corpus": record.corpus, "patient_id": record.patient_id,
         "split": split_of(record.fold), "fold": record.fold,
         "signal": signal, "num_samples": stored.samples.shape[1], "sampling_rate": stored.sampling_rate,
-        "lead_names": stored.lead_names, "units": stored.units, "gains": stored.gains, "baselines": stored.baselines,
+        "lead_names": stored.lead_names, "units": stored.units, "gains": stored.gains,
+        "gain_divisor": _gain_divisor(record, stored), "baselines": stored.baselines,
         "no_values": stored.no_values, **facts,
         "rhythm_spans": rhythm_spans(stored.annotations, stored.samples.shape[1]),
         "beats": _beats(stored, nulls),
         "remarks": [without_place(note, folder) for note in stored.notes],
     }  # fmt: skip
+    if values["gain_divisor"] != 1:
+        values["remarks"].append(
+            f"gains taken as {values['gain_divisor']:g} times too large: with them 16 bits span no ECG."
+        )
+        nulls.append("gains: impossible as published, see gain_divisor")
     if not np.array_equal(read_samples(values), stored.samples):
         raise ValueError(f"{record.header}: the encoded signal does not decode to the samples of the file.")
     if not any(map(millivolt_per, stored.units)):
         raise ValueError(f"{record.header}: none of its signals is a voltage ({', '.join(map(repr, stored.units))}).")
     quality = _quality(read_row(values), values["lead_names"], extractor, nulls)
-    return BuiltRow(values | quality, nulls + ["remarks: something doubtful"] * bool(stored.notes))
+    return BuiltRow(values | quality, nulls + ["remarks: something doubtful"] * bool(values["remarks"]))
+
+
+def _gain_divisor(record: SourceRecord, stored: StoredRecord) -> float:
+    """Return how many times too large the published gains are.
+
+    The Challenge's headers of INCART state 240,000 to 1,041,000 steps per mV, with which 16 bits span 0.1 mV; the corpus's own
+    documentation says 250 to 1100.
+    """
+    is_impossible = record.corpus == "incart" and all(abs(gain) >= IMPOSSIBLE_GAIN for gain in stored.gains)
+    return 1000.0 if is_impossible else 1.0
 
 
 def rhythm_spans(annotations: list[Annotation], num_samples: int) -> list[dict]:
@@ -83,7 +105,8 @@ def _beats(stored: StoredRecord, nulls: list[str]) -> list[dict]:
 def _quality(record: Record, lead_names: list[str], extractor: AnyECGFeatureExtractor, nulls: list[str]) -> dict:
     """Return the quality columns; empty where the model could not take the record: too short, flat, or no lead of its own."""
     try:
-        found = extractor(record, return_quality=True)
+        with _unsaid():
+            found = extractor(record, return_quality=True)
     except ValueError:
         nulls.append("quality: the model's extractor takes nothing of the record")
         return {"quality": [[] for _ in lead_names], "acceptability": None}
@@ -96,6 +119,17 @@ def _quality(record: Record, lead_names: list[str], extractor: AnyECGFeatureExtr
         "quality": [by_name.get(name, []) for name in lead_names],
         "acceptability": None if math.isnan(score) else score,
     }
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep the extractor from warning of each record: what it finds is in the row."""
+    level = PACKAGE_LOGGER.level
+    PACKAGE_LOGGER.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        PACKAGE_LOGGER.setLevel(level)
 
 
 def without_place(text: str, folder: Path) -> str:

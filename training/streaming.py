@@ -25,8 +25,8 @@ from .labels import Task
 
 TRAINING_COLUMNS = (  # the others (beats, rhythms ...) are left unread
     "record_id", "corpus", "patient_id", "fold", "signal", "num_samples", "sampling_rate", "lead_names", "units", "gains",
-    "baselines", "no_values", "age", "sex", "height", "weight", "scp_codes", "snomed_codes", "is_normal", "quality",
-    "acceptability",
+    "gain_divisor", "baselines", "no_values", "age", "sex", "height", "weight", "scp_codes", "snomed_codes", "is_normal",
+    "quality", "acceptability",
 )  # fmt: skip
 OPEN_SHARDS = 8  # read at a time, so that neighbours in one file (one corpus) do not make a batch
 BLOCK_ROWS = 32  # read from each of them at a time; what is open is shuffled together: 256 rows

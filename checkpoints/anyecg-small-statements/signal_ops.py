@@ -66,11 +66,15 @@ def _factor(unit):
 
 def implausible_amplitude(signal):
     """Return in words why the amplitudes of `signal` (mV) look like another unit, e.g. microvolt taken for millivolt, or None."""
-    ranges = lead_ranges(signal)
-    in_order = np.sort(ranges) if len(ranges) else np.zeros(1)
-    typical, largest = float(in_order[len(in_order) // 2]), float(in_order[-1])
+    return implausible_ranges(lead_ranges(signal))
+
+
+def implausible_ranges(ranges):
+    """Return what `implausible_amplitude` does, from the peak-to-peak values of the leads."""
     low, high = PLAUSIBLE_RANGE_MV
+    largest = float(ranges.max(initial=0.0))
     if largest > high:
+        typical = float(np.sort(ranges)[len(ranges) // 2])
         who = "leads range" if typical > high else f"row {int(ranges.argmax())} ranges"
         size = f"{typical:.4g} mV (median)" if typical > high else f"{largest:.4g} mV"
         return (
@@ -83,9 +87,13 @@ def implausible_amplitude(signal):
 
 def lead_ranges(signal):
     """Return peak-to-peak values, shape `(num_leads,)`, of the leads; those without two values count 0."""
-    lowest = np.fmin.reduce(signal, axis=1, initial=np.inf)
-    highest = np.fmax.reduce(signal, axis=1, initial=-np.inf)
+    lowest, highest = lead_extremes(signal)
     return np.where(highest >= lowest, highest - lowest, 0.0)
+
+
+def lead_extremes(signal):
+    """Return the lowest and the highest value along the last axis; inf and -inf where there is none."""
+    return np.fmin.reduce(signal, axis=-1, initial=np.inf), np.fmax.reduce(signal, axis=-1, initial=-np.inf)
 
 
 def check_sampling_rate(sampling_rate, record=None):
@@ -104,16 +112,20 @@ def fill_gaps(signal):
 
     Leads without any value become zeros. What was filled has to be masked by the caller: it is for the filters only.
     """
-    missing = np.isnan(signal)
-    if not missing.any():
-        return (signal - signal.mean(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
-    filled = np.zeros(signal.shape, np.float32)
-    positions = np.arange(signal.shape[1])
-    for lead, is_missing, out in zip(signal, missing, filled, strict=True):
-        if not is_missing.all():
-            values = lead[~is_missing].astype(np.float64)
-            out[:] = np.interp(positions, positions[~is_missing], values - values.mean())
+    mean = signal.mean(axis=1, keepdims=True, dtype=np.float64)  # NaN in leads with a gap
+    filled = np.empty(signal.shape, np.float32)
+    np.subtract(signal, mean, out=filled, casting="same_kind")
+    for row in np.flatnonzero(np.isnan(mean)):
+        filled[row] = _bridged(signal[row])
     return filled
+
+
+def _bridged(lead):
+    there = np.flatnonzero(~np.isnan(lead))
+    if not len(there):
+        return 0.0
+    values = lead[there].astype(np.float64)
+    return np.interp(np.arange(len(lead)), there, values - values.mean())
 
 
 def resample(signal, sampling_rate, target_rate, lowcut_hz=None, highcut_hz=None, *, lowcut_order=2, highcut_order=8):

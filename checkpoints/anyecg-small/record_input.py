@@ -1,11 +1,14 @@
 """What the feature extractor is given (array, nested list, dict, `Record`), taken apart and checked."""
 
 import dataclasses
+import logging
 
 import numpy as np
 
-from .leads import resolve_lead_name, resolve_lead_names
-from .signal_ops import check_sampling_rate, to_millivolt, warn_once
+from .leads import LEAD_IDS, resolve_lead_name, resolve_lead_names
+from .signal_ops import check_sampling_rate, implausible_ranges, lead_extremes, unit_to_mv, warn_once
+
+logger = logging.getLogger(__name__)
 
 LARGEST_MV = 1e7  # 10 kV: no amplifier gives this, and no filter in single precision has room for it
 _PARTS = ("sampling_rate", "lead_names", "units")
@@ -13,12 +16,33 @@ _PARTS = ("sampling_rate", "lead_names", "units")
 
 @dataclasses.dataclass
 class CheckedRecord:
-    """One record in millivolt and in leads that the model takes."""
+    """One record in leads that the model takes; once `in_millivolt` has looked at its samples, what is wrong with them."""
 
-    signal: np.ndarray  # (num_leads, num_samples), mV, NaN where there is no value
+    signal: np.ndarray  # (num_leads, num_samples), as given
     sampling_rate: float
     lead_names: list[str]
+    to_mv: list[float]  # factor of each lead
     name: str | None
+    quality: np.ndarray | None = None  # (num_leads, num_patches), where it is known already
+    doubt: str | None = None  # what a warning says in its turn
+    fault: ValueError | None = None  # what is raised in its turn
+
+    @property
+    def kind(self):
+        """What records have in common that are worked on at once."""
+        return self.sampling_rate, self.signal.shape, *self.lead_names, self.sample_type, self.quality is None
+
+    @property
+    def sample_type(self):
+        """The type of its samples in millivolt."""
+        return np.float32 if self.signal.dtype == np.float32 else np.float64
+
+    def say(self):
+        """Log what is doubtful about its samples; raise what makes it impossible to use them."""
+        if self.doubt:
+            logger.warning(f"{_where(self.name)}{self.doubt}")
+        if self.fault:
+            raise self.fault
 
 
 @dataclasses.dataclass
@@ -30,6 +54,7 @@ class _Given:
     sampling_rate: float | None
     lead_names: list[str] | None
     units: str | list[str] | None
+    quality: np.ndarray | None
     may_hold_other_signals: bool  # a Record may: respiration ...; in an array an unknown name is a slip
 
 
@@ -43,7 +68,7 @@ def as_list_of_records(record):
 
 
 def check_record(record, accepted_leads, given, lead_aliases=None):
-    """Return one record as a `CheckedRecord`.
+    """Return one record as a `CheckedRecord`: all that can be said without looking at its samples is in order.
 
     Args:
         record: array or nested list `(num_leads, num_samples)`, dict, or `Record`.
@@ -59,11 +84,37 @@ def check_record(record, accepted_leads, given, lead_aliases=None):
     rate = check_sampling_rate(record.sampling_rate, record.name)
     rows, names = _choose_leads(record, accepted_leads, lead_aliases)
     units = _one_unit_per_row(record)
-    signal = record.signal[rows]
-    _refuse_infinite(signal, names, record.name)
-    signal = to_millivolt(signal, [units[row] for row in rows], record.name)
-    _refuse_impossible(signal, names, record.name)
-    return CheckedRecord(signal, rate, names, record.name)
+    to_mv = [unit_to_mv(units[row], record.name) for row in rows]
+    signal = record.signal if len(rows) == len(record.signal) else record.signal[rows]
+    quality = None if record.quality is None else _known_quality(record)[rows]
+    return CheckedRecord(signal, rate, names, to_mv, record.name, quality)
+
+
+def in_millivolt(records):
+    """Return the samples of records of one kind in mV, `(num_records, num_leads, num_samples)`; NaN is "no value".
+
+    What is doubtful or impossible about those of a record is noted in it, not said: it is not yet its turn. Impossible
+    ones become 0. float32 stays float32, all else becomes float64.
+    """
+    signal = np.empty((len(records), *records[0].signal.shape), records[0].sample_type)
+    for record, out in zip(records, signal, strict=True):
+        out[:] = record.signal
+    lowest, highest = lead_extremes(signal)
+    for place in np.flatnonzero(((lowest == -np.inf) | (highest == np.inf)).any(axis=1)):
+        records[place].fault = _infinite(signal[place], records[place])
+        signal[place] = lowest[place] = highest[place] = 0.0
+    to_mv = np.array([record.to_mv for record in records])[..., None]
+    if (to_mv != 1.0).any():
+        np.multiply(signal, to_mv, out=signal, casting="same_kind")
+        lowest, highest = lead_extremes(signal)
+    ranges = np.where(highest >= lowest, highest - lowest, 0.0)
+    largest = np.maximum(highest, -lowest)
+    for place, record in enumerate(records):
+        record.doubt = implausible_ranges(ranges[place])
+        if largest[place].max() > LARGEST_MV:
+            record.fault = _impossible(largest[place], record)
+            signal[place] = 0.0
+    return signal
 
 
 def _is_rows(record):
@@ -93,7 +144,8 @@ def _take_apart(record, given):
     else:
         signal, name, brought = record, None, dict.fromkeys(_PARTS)
     parts = {part: _one_of(brought[part], given.get(part), part, name) for part in _PARTS}
-    return _Given(_as_array(signal, name), name, **parts, may_hold_other_signals=is_record)
+    quality = getattr(record, "quality", None) if is_record else None
+    return _Given(_as_array(signal, name), name, **parts, quality=quality, may_hold_other_signals=is_record)
 
 
 def _one_of(brought, given, part, name):
@@ -135,10 +187,11 @@ def _choose_leads(record, accepted_leads, lead_aliases):
     """Return the rows of the record that the model takes, and their standard names."""
     names, where = record.lead_names, _where(record.name)
     _check_number_of_names(record)
-    rows = range(len(names))
-    if record.may_hold_other_signals:
-        rows = [row for row in rows if _is_lead(names[row], lead_aliases)]
-    resolved = resolve_lead_names([names[row] for row in rows], lead_aliases, record.name)
+    rows, resolved = range(len(names)), names
+    if lead_aliases or not _are_standard(names):  # else they stay as they are: a short cut
+        if record.may_hold_other_signals:
+            rows = [row for row in rows if _is_lead(names[row], lead_aliases)]
+        resolved = resolve_lead_names([names[row] for row in rows], lead_aliases, record.name)
     chosen = {row: name for row, name in zip(rows, resolved, strict=True) if name in accepted_leads}
     left_out = [name for row, name in enumerate(names) if row not in chosen]
     if not chosen:
@@ -171,6 +224,22 @@ def _check_number_of_names(record):
         )
 
 
+def _are_standard(names):
+    return (
+        all(isinstance(name, str) for name in names) and LEAD_IDS.keys() >= set(names) and len(set(names)) == len(names)
+    )
+
+
+def _known_quality(record):
+    quality = np.asarray(record.quality)
+    if quality.ndim != 2 or len(quality) != len(record.signal) or quality.dtype.kind not in "iu":
+        raise ValueError(
+            f"{_where(record.name)}quality of shape {quality.shape}, {quality.dtype}, for {len(record.signal)} leads; "
+            "accepted are integers (num_leads, num_patches), or None."
+        )
+    return quality.astype(np.int64)
+
+
 def _is_lead(name, lead_aliases):
     try:
         resolve_lead_name(name, lead_aliases)
@@ -192,24 +261,21 @@ def _one_unit_per_row(record):
     return units
 
 
-def _refuse_infinite(signal, names, name):
+def _infinite(signal, record):
     infinite = np.isinf(signal)
-    if infinite.any():
-        lead, sample = np.argwhere(infinite)[0]
-        raise ValueError(
-            f"{_where(name)}lead {names[lead]} is infinite at sample {sample} ({infinite.sum()} such values in all). "
-            "Put NaN where there is no value; an infinite one means that something went wrong before."
-        )
+    lead, sample = np.argwhere(infinite)[0]
+    return ValueError(
+        f"{_where(record.name)}lead {record.lead_names[lead]} is infinite at sample {sample} ({infinite.sum()} such "
+        "values in all). Put NaN where there is no value; an infinite one means that something went wrong before."
+    )
 
 
-def _refuse_impossible(signal, names, name):
-    largest = np.fmax.reduce(np.abs(signal), axis=1, initial=0.0)
-    if largest.max() > LARGEST_MV:
-        lead = int(largest.argmax())
-        raise ValueError(
-            f"{_where(name)}lead {names[lead]} goes up to {largest[lead]:.3g} mV; at most {LARGEST_MV:g} is taken. "
-            "Check units and file."
-        )
+def _impossible(largest, record):
+    lead = int(largest.argmax())
+    return ValueError(
+        f"{_where(record.name)}lead {record.lead_names[lead]} goes up to {largest[lead]:.3g} mV; at most "
+        f"{LARGEST_MV:g} is taken. Check units and file."
+    )
 
 
 def _where(record):

@@ -58,6 +58,8 @@ class Record:
         statements (`list[str]`): findings in words, as the device or a reader wrote them. Free text.
         comments (`list[str]`): of the header, word for word. Free text.
         warnings (`list[str]`): what is doubtful about the record, or was left out.
+        quality (`np.ndarray` of shape `(num_leads, num_patches)`, *optional*): sums of `QualityFlag` that an extractor has
+            found in this record before; it takes them as they are. `None` from `read_record`.
     """
 
     signal: np.ndarray
@@ -73,6 +75,7 @@ class Record:
     statements: list[str] = dataclasses.field(default_factory=list, repr=False)  # may name the patient: not in a log
     comments: list[str] = dataclasses.field(default_factory=list, repr=False)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    quality: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property
     def duration_seconds(self):
@@ -198,15 +201,19 @@ def parse_comments(comments):
     MIT-BIH's first line, `69 M 1085 1629 x1`. "NaN", "Unknown", "?" and -1 are "not stated". A diagnosis in words is none
     of the codes; it is in the comments.
     """
+    age, sex = find_age_and_sex(comments)
+    lines = [found[1] for found in map(_DIAGNOSES.fullmatch, comments) if found]
+    codes = [code for line in lines for part in line.split(",") for code in _codes_of(part)]
+    return {"age": parse_age(age), "sex": parse_sex(sex), "diagnosis_codes": codes, "comments": list(comments)}
+
+
+def find_age_and_sex(comments):
+    """Return what the comment lines of a header say of age and sex, word for word, each possibly `None`."""
     text = "\n".join(comments)
     age, sex = _AGE.search(text), _SEX.search(text)
     age, sex = age and age[1], sex and sex[1]
     mit_bih = _MIT_BIH.match(comments[0]) if comments else None
-    if mit_bih and age is None and sex is None:
-        age, sex = mit_bih.groups()
-    lines = [found[1] for found in map(_DIAGNOSES.fullmatch, comments) if found]
-    codes = [code for line in lines for part in line.split(",") for code in _codes_of(part)]
-    return {"age": parse_age(age), "sex": parse_sex(sex), "diagnosis_codes": codes, "comments": list(comments)}
+    return mit_bih.groups() if mit_bih and age is None and sex is None else (age, sex)
 
 
 def _codes_of(part):

@@ -93,14 +93,10 @@ def sample_flags(signal, missing, saturated, sampling_rate, edges):
     """
     inside = slice(edges[0], edges[-1])
     starts, counts = edges[:-1] - edges[0], np.diff(edges)
-    values = signal[:, inside].astype(np.float64)
-    mean = np.add.reduceat(values, starts, axis=1) / counts
-    variance = np.add.reduceat(values**2, starts, axis=1) / counts - mean**2
-    # the second term: rounding of the squares when a lead wanders far from zero
-    is_flat = variance < FLAT_STD_MV**2 + 1e-12 * mean**2
+    is_flat = _varies_little(signal[:, inside], starts, counts)
     still = still_samples(signal[:, inside], sampling_rate)
-    if still.any():
-        is_flat |= np.add.reduceat(still, starts, axis=1, dtype=np.int64) >= counts / 2
+    leads = np.flatnonzero(still.any(axis=1))
+    is_flat[leads] |= np.add.reduceat(still[leads], starts, axis=1, dtype=np.int64) >= counts / 2
     flags = np.where(is_flat, int(QualityFlag.FLAT), 0)
     for where, flag in ((missing, QualityFlag.MISSING), (saturated, QualityFlag.SATURATED)):
         if where[:, inside].any():
@@ -109,36 +105,78 @@ def sample_flags(signal, missing, saturated, sampling_rate, edges):
     return flags.astype(np.int64)
 
 
+def _varies_little(signal, starts, counts):
+    """Return in which patches the standard deviation is below 1 microvolt, bool `(num_leads, num_patches)`."""
+    lowest, highest = (each.reduceat(signal, starts, axis=1) for each in (np.minimum, np.maximum))
+    # two values alone that are so far apart make a variance of this: the leads that need no closer look, nearly all
+    least_variance = np.square(highest - lowest) / (2 * counts)
+    far = np.maximum(highest, -lowest)
+    found = least_variance < 2 * _flat_variance(far)
+    leads = np.flatnonzero(found.any(axis=1))
+    values = signal[leads].astype(np.float64)
+    mean = np.add.reduceat(values, starts, axis=1) / counts
+    variance = np.add.reduceat(values**2, starts, axis=1) / counts - mean**2
+    found[leads] = variance < _flat_variance(mean)
+    return found
+
+
+def _flat_variance(mean):
+    return (
+        FLAT_STD_MV**2 + 1e-12 * mean**2
+    )  # the second term: rounding of the squares when a lead wanders far from zero
+
+
 def saturated_samples(signal, sampling_rate):
     """Return where a lead stands at a rail: boolean, the shape of `signal` (mV, gaps filled, at its own rate).
 
     A rail is the lead's largest or smallest value, at least 1 mV from zero (its mean, after `fill_gaps`), for 40 ms.
     """
     found = np.zeros(signal.shape, bool)
+    shortest = _run_length(SATURATED_SECONDS, sampling_rate)
     for extreme in (signal.max(axis=1, keepdims=True), signal.min(axis=1, keepdims=True)):
-        leads = np.flatnonzero(np.abs(extreme) >= SATURATED_MV)
+        every = shortest // 2  # two of these samples lie in every run that is long enough
+        is_there = signal[:, ::every] == extreme
+        may_be = (is_there[:, 1:] & is_there[:, :-1]).any(axis=1, keepdims=True) & (np.abs(extreme) >= SATURATED_MV)
+        leads = np.flatnonzero(may_be)
         if len(leads):
-            found[leads] |= _long_runs(signal[leads] == extreme[leads], SATURATED_SECONDS * sampling_rate)
+            found[leads] |= _long_runs(signal[leads] == extreme[leads], shortest)
     return found
 
 
 def still_samples(signal, sampling_rate):
     """Return where a lead does not change at all for 0.3 s or longer: boolean, the shape of `signal`."""
-    is_equal = np.zeros(signal.shape, bool)
-    np.equal(signal[:, 1:], signal[:, :-1], out=is_equal[:, 1:])
-    return _long_runs(is_equal, STILL_SECONDS * sampling_rate)
+    found = np.zeros(signal.shape, bool)
+    shortest = _run_length(STILL_SECONDS, sampling_rate)
+    leads = np.flatnonzero(_may_stand_still(signal, shortest))
+    if len(leads):
+        is_equal = signal[leads, 1:] == signal[leads, :-1]
+        found[leads, 1:] = _long_runs(is_equal, shortest)
+    return found
+
+
+def _may_stand_still(signal, shortest):
+    """Return the leads of which a few samples allow that `shortest` on end equal the one before, bool `(num_leads,)`."""
+    every = max(1, shortest // 32)
+    some = signal[:, ::every]
+    is_still, length = some[:, 1:] == some[:, :-1], 1  # (leads, places): for `length` of these samples from there on
+    while 2 * length < shortest // every:  # so many of them lie in a run and equal the one before, less the first
+        is_still = is_still[:, length:] & is_still[:, :-length]
+        length *= 2
+    return is_still.any(axis=1)
+
+
+def _run_length(seconds, sampling_rate):
+    """Return of how many samples a run of so many seconds consists, never fewer than 4."""
+    return max(4, math.ceil(seconds * sampling_rate))
 
 
 def _long_runs(is_there, shortest):
-    """Return where `is_there` holds for at least `shortest` samples on end (never fewer than 4)."""
-    shortest = max(4, math.ceil(shortest))
+    """Return where `is_there` holds for at least `shortest` samples on end."""
     padded = np.zeros((len(is_there), is_there.shape[1] + 2), np.int8)
     padded[:, 1:-1] = is_there
     steps = np.diff(padded, axis=1)  # (leads, samples + 1): 1 at the start of a run, -1 behind its end
     starts, stops = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)
     is_long = stops - starts >= shortest
-    if not is_long.any():
-        return np.zeros(is_there.shape, bool)
     steps.fill(0)
     steps.reshape(-1)[starts[is_long]] = 1
     steps.reshape(-1)[stops[is_long]] = -1
@@ -213,19 +251,20 @@ def drift(patches, sampling_rate):
 
 
 def beat_flags(patches, usable, sampling_rate, lead_names):
-    """Return the `QualityFlag`s of each patch, `int64 (num_leads, num_patches)`: noise, disconnected, inconsistent.
+    """Return the `QualityFlag`s of each patch, int64 `(..., num_leads, num_patches)`: noise, disconnected, contradicting.
 
     Args:
-        patches (`np.ndarray` of shape `(num_leads, num_patches, patch_size)`): mV, gaps filled, in the model's band.
-        usable (`np.ndarray` of shape `(num_leads, num_patches)`, bool): False where `sample_flags` found a gap or nothing;
-            0 there.
+        patches (`np.ndarray` of shape `(..., num_leads, num_patches, patch_size)`): mV, gaps filled, in the model's
+            band; of one record or, with axes before these, of several.
+        usable (`np.ndarray` of shape `(..., num_leads, num_patches)`, bool): False where `sample_flags` found a gap or
+            nothing; 0 there.
         sampling_rate (`float`): Hz.
         lead_names (list of `str`): standard names.
     """
     agreement, around = beat_agreement(patches, usable, sampling_rate)
-    num_agreeing = ((around >= BEATS_ALIKE) & usable).sum(axis=0)
+    num_agreeing = ((around >= BEATS_ALIKE) & usable).sum(axis=-2, keepdims=True)
     # not so in fibrillation, nor where all is noise: there no lead is worse than the others
-    most_agree = (num_agreeing >= 2) & (2 * num_agreeing > usable.sum(axis=0))
+    most_agree = (num_agreeing >= 2) & (2 * num_agreeing > usable.sum(axis=-2, keepdims=True))
     is_absent = (agreement < BEATS_ALIKE) & (around < BEATS_ABSENT) & most_agree
     flags = (around < BEATS_ALIKE) * int(QualityFlag.NOISE) | is_absent * int(QualityFlag.DISCONNECTED)
     return (flags | limb_leads_contradict(patches, usable, lead_names) * int(QualityFlag.INCONSISTENT)) * usable
@@ -238,28 +277,31 @@ def beat_agreement(patches, usable, sampling_rate):
     mean of the others: over the patch, and over the patch with a second to each side. 1 where nothing can be said: fewer than
     three leads, or no beat.
 
-    Args: as for `beat_flags`. Unusable ones have no beats. Returns: both, float `(num_leads, num_patches)`.
+    Args: as for `beat_flags`. Unusable ones have no beats. Returns: both, float `(..., num_leads, num_patches)`.
     """
-    num_leads, num_patches, patch_size = patches.shape
-    if usable.any(axis=1).sum() < 3:
-        return np.ones((2, num_leads, num_patches))
+    num_patches, patch_size = patches.shape[-2:]
+    too_few = usable.any(axis=-1).sum(axis=-1) < 3
+    if too_few.all():
+        return np.ones((2, *usable.shape))
     per_patch = max(4, round(patch_size / sampling_rate / _BLOCK_SECONDS))
     slope = _slope(patches, sampling_rate)
     slope[~usable] = 0
-    steepness = uniform_filter1d(_block_means(slope, per_patch), _SMOOTHED_BLOCKS, axis=1)
+    steepness = uniform_filter1d(_block_means(slope, per_patch), _SMOOTHED_BLOCKS, axis=-1)
     # a beat of this lead: the steepest block of most patches, so that one with an artefact does not hide the beats of others
-    steepest = np.sort(steepness.reshape(num_leads, num_patches, per_patch).max(axis=-1), axis=1)
-    scale = np.maximum(steepest[:, [math.ceil(0.85 * (num_patches - 1))]], _LEAST_SLOPE_MV)
+    steepest = np.sort(steepness.reshape(*usable.shape, per_patch).max(axis=-1), axis=-1)
+    scale = np.maximum(steepest[..., [math.ceil(0.85 * (num_patches - 1))]], _LEAST_SLOPE_MV)
     own = np.minimum(steepness / scale, 1.0)
-    others = own.sum(axis=0) - own  # the mean of the others, but for a factor
+    others = own.sum(axis=-2, keepdims=True) - own  # the mean of the others, but for a factor
 
-    products = np.stack([own, others, own * others, own**2, others**2])
-    in_patch = products.reshape(5, num_leads, num_patches, per_patch).mean(axis=-1, dtype=np.float64)
+    own, others = (each.astype(np.float64).reshape(*usable.shape, per_patch) for each in (own, others))
+    sums = [own.sum(axis=-1), others.sum(axis=-1), *map(np.vecdot, (own, own, others), (others, own, others))]
+    in_patch = np.stack(sums) / per_patch
     reach = max(1, round(sampling_rate / patch_size))  # patches to each side: a second
-    num_others = np.maximum(1, usable.sum(axis=0) - usable)
-    return _correlation(in_patch, num_others), _correlation(
-        uniform_filter1d(in_patch, 2 * reach + 1, axis=2), num_others
-    )
+    num_others = np.maximum(1, usable.sum(axis=-2, keepdims=True) - usable)
+    around = uniform_filter1d(in_patch, 2 * reach + 1, axis=-1)
+    agreement = np.stack([_correlation(means, num_others) for means in (in_patch, around)])
+    agreement[:, too_few] = 1.0
+    return agreement
 
 
 def _correlation(means, num_others):
@@ -272,30 +314,32 @@ def _correlation(means, num_others):
 
 
 def limb_leads_contradict(patches, usable, lead_names):
-    """Return in which patches of which limb leads these contradict each other: bool `(num_leads, num_patches)`.
+    """Return in which patches of which limb leads these contradict each other: bool `(..., num_leads, num_patches)`.
 
     Checked are I + III = II and aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2, where the leads are there and usable.
 
     Args: as for `beat_flags`.
     """
-    found = np.zeros(patches.shape[:2], bool)
+    found = np.zeros(usable.shape, bool)
     sums = [factors for factors in _SUMS_TO_ZERO if all(name in lead_names for name in factors)]
     if not sums:
         return found
     rows = [row for row, name in enumerate(lead_names) if name in _LIMB_LEADS]
     factors = np.array([[each.get(lead_names[row], 0) for row in rows] for each in sums], np.float32)
-    limb_leads = patches[rows]
-    rest = (factors @ limb_leads.reshape(len(rows), -1)).reshape(len(sums), *patches.shape[1:])
+    limb_leads = patches[..., rows, :, :]
+    rest = factors @ limb_leads.reshape(*limb_leads.shape[:-2], -1)  # (..., sums, samples)
     takes_part = factors != 0
-    largest = (takes_part[..., None] * _rms(limb_leads)).max(axis=1)
-    is_known = ~(takes_part @ ~usable[rows])  # (sums, patches)
-    is_violated = is_known & (_rms(rest) > LIMB_SHARE * largest + LIMB_MV)
-    found[rows] = takes_part.T @ is_violated
+    sizes = _rms(limb_leads)
+    largest = np.stack([sizes[..., each, :].max(axis=-2) for each in takes_part], axis=-2)  # (..., sums, patches)
+    is_known = ~(takes_part @ ~usable[..., rows, :])
+    rest = _rms(rest.reshape(*largest.shape, patches.shape[-1]))
+    is_violated = is_known & (rest > LIMB_SHARE * largest + LIMB_MV)
+    found[..., rows, :] = takes_part.T @ is_violated
     return found
 
 
 def _rms(patches):
-    return np.sqrt(np.einsum("lpn,lpn->lp", patches, patches) / patches.shape[-1])
+    return np.sqrt(np.vecdot(patches, patches) / patches.shape[-1])
 
 
 def explain_contradiction(patches, usable, lead_names):
@@ -331,17 +375,22 @@ _SUMS_TO_ZERO = (
 
 def _slope(patches, sampling_rate):
     """Return by how much each lead changes within 27 ms, in the shape of `patches`; 0 at the ends."""
-    signal = patches.reshape(len(patches), -1)
+    signal = patches.reshape(*patches.shape[:-2], -1)
     lag = max(1, round(_SLOPE_SECONDS * sampling_rate))
     slope = np.zeros(signal.shape, np.float32)
-    stop = lag // 2 + signal.shape[1] - lag
-    np.abs(signal[:, lag:] - signal[:, :-lag], out=slope[:, lag // 2 : stop])
+    inside = slope[..., lag // 2 : lag // 2 + signal.shape[-1] - lag]
+    np.subtract(signal[..., lag:], signal[..., :-lag], out=inside)
+    np.abs(inside, out=inside)
     return slope.reshape(patches.shape)
 
 
 def _block_means(patches, per_patch):
-    """Return means of blocks of equal length (to a sample), `per_patch` of them a patch: `(num_leads, blocks)`."""
-    return (patches @ _averages(patches.shape[-1], per_patch)).reshape(len(patches), -1)
+    """Return means of blocks of equal length (to a sample), `per_patch` of them a patch: `(..., num_leads, blocks)`."""
+    size, rest = divmod(patches.shape[-1], per_patch)
+    if not rest and size <= 8:  # four times as fast for so few
+        blocks = patches.reshape(*patches.shape[:-2], -1, size)
+        return sum(blocks[..., place] for place in range(size)) / np.float32(size)
+    return (patches @ _averages(patches.shape[-1], per_patch)).reshape(*patches.shape[:-2], -1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -74,7 +74,7 @@ class SingleSegment:
             self.chosen = choose_signals(header.signals, self.notes, path, must_be_stored=True)
         self.signals = [header.signals[index] for index in self.chosen]
         self.samples_per_frame = self.signals[0].samples_per_frame
-        for index in self.chosen:
+        for index in filter(lambda index: is_voltage(header.signals[index]), self.chosen):
             _check_gain(header.signals[index], f"{path}, signal {index}", self.notes)
         stored = {}  # by file
         for index, signal in enumerate(header.signals):
@@ -95,13 +95,41 @@ class SingleSegment:
         self.read_into(dict(zip(self.chosen, out)), start, stop)
         return out
 
-    def read_into(self, rows, start, stop):
-        """Write the frames `start` to `stop` to `rows`, `{number of the signal: float32 array filled with NaN}`."""
-        for file in self.files:
-            self._read_file(file, {index: row for index, row in rows.items() if index in file.signals}, start, stop)
+    def read_steps(self):
+        """Return all samples of the signals as they are stored, `(signals, samples)`, int32.
 
-    def _read_file(self, file, rows, start, stop):
-        """Write the frames of one file; signals that are late in it need frames from after `stop`."""
+        Raises:
+            ValueError: a data file ends early or cannot be decoded to its end, or a signal is late in it: there are no
+                integers for what is not stored.
+        """
+        num_frames = self.header.num_frames or self.num_frames
+        if any(file.num_frames != num_frames for file in self.files):
+            found = ", ".join(str(file.num_frames) for file in self.files)
+            raise ValueError(f"{self.path}: {num_frames} samples a signal announced, its data files hold {found}.")
+        if any(signal.skew for signal in self.signals):
+            raise ValueError(f"{self.path}: signals with a skew have no samples at one of their ends.")
+        num_samples = num_frames * self.samples_per_frame
+        require_backing(len(self.signals) * num_samples, self.num_bytes, self.path)
+        out = np.empty((len(self.signals), num_samples), np.int32)
+        num_read = self.read_into(dict(zip(self.chosen, out)), 0, num_frames, convert=lambda values, signal: values)
+        if num_read < num_frames:
+            raise ValueError(f"{self.path}: damaged, {num_read} of {num_frames} samples can be decoded.")
+        return out
+
+    def read_into(self, rows, start, stop, convert=None):
+        """Write the frames `start` to `stop` to `rows`, `{number of the signal: float32 array filled with NaN}`.
+
+        `convert(values, signal)` makes what is written of the integers of the file; default: millivolt, NaN for no value.
+        Returns how many frames every file has given: fewer than there are where one is damaged.
+        """
+        num_read = []
+        for file in self.files:
+            chosen = {index: row for index, row in rows.items() if index in file.signals}
+            num_read.append(self._read_file(file, chosen, start, stop, convert or _to_millivolt))
+        return min(num_read)
+
+    def _read_file(self, file, rows, start, stop, convert):
+        """Write the frames of one file and return how many; signals that are late in it need frames from after `stop`."""
         end, announced = min(file.num_frames, self.num_frames), self.header.num_frames
         skews = [file.signals[index].skew for index in rows]
         first, last = min(start + min(skews), end) if start else 0, min(stop + max(skews), end)
@@ -112,7 +140,7 @@ class SingleSegment:
             for index, row in rows.items():
                 signal = file.signals[index]
                 place = (done - start - signal.skew) * signal.samples_per_frame
-                _write_millivolt(row, place, by_column[columns[index]].T.reshape(-1), signal)
+                _write(row, place, by_column[columns[index]].T.reshape(-1), signal, convert)
             first_frame = frames[0] if done == 0 else first_frame
             sums = sums + by_column.sum(axis=1, dtype=np.int64)
             done += len(frames)
@@ -123,6 +151,7 @@ class SingleSegment:
         is_whole = first == 0 and done == end == (announced or end)
         if first_frame is not None:
             self._compare(file, columns, first_frame, sums if is_whole else None)
+        return done - first
 
     def _compare(self, file, columns, first_frame, sums):
         """Note first values and check sums (of whole files) that are not those of the header.
@@ -254,10 +283,14 @@ def _integrated(file, columns, plain, first, last):
         yield out
 
 
-def _write_millivolt(row, place, values, signal):
-    """Write `values` of a signal to `row` from index `place` on, as far as they lie in it; "no value" becomes NaN."""
+def _write(row, place, values, signal, convert):
+    """Write `values` of a signal, converted, to `row` from index `place` on, as far as they lie in it."""
     values = values[max(-place, 0) : max(len(row) - place, 0)]
     place = max(place, 0)
+    row[place : place + len(values)] = convert(values, signal)
+
+
+def _to_millivolt(values, signal):
     millivolt = values.astype(np.float64)
     if signal.baseline:
         millivolt -= signal.baseline
@@ -265,4 +298,4 @@ def _write_millivolt(row, place, values, signal):
     if unit_to_mv(signal.unit) != 1:
         millivolt *= unit_to_mv(signal.unit)
     millivolt[values == NO_VALUE.get(signal.form)] = np.nan
-    row[place : place + len(values)] = millivolt
+    return millivolt
