@@ -59,6 +59,7 @@ def hub(monkeypatch):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr(publish_dataset, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with running_hub() as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         yield hub
