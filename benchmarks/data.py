@@ -43,6 +43,7 @@ from training.streaming import EpochRows  # noqa: E402
 from .reading import plain  # noqa: E402
 
 BATCH = 32
+NUM_FILES = 6  # of one size, so that two workers have the same to do
 NUM_SIMULATED = 450
 WANTED = 5.0
 
@@ -157,7 +158,9 @@ def main():
         folder, built = Path(folder) / "wfdb", Path(folder) / "built"
         folder.mkdir()
         what = write_records(folder, options.data)
-        num_records = build_corpus("ptb-xl", folder, built, shard_megabytes=16)["records_out"]
+        megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+        shard_megabytes = 0.99 * megabytes / NUM_FILES
+        num_records = build_corpus("ptb-xl", folder, built, shard_megabytes=shard_megabytes)["records_out"]
         steps = steps_in_milliseconds(built)
         compared = {number: compare(folder, built, number, num_records, options.passes) for number in (1, 2)}
     text = report(what, num_records, compared, steps)
