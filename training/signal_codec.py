@@ -339,13 +339,14 @@ def _planes(rows, num_differences):
 
 
 def _unpack(num_differences, planes, leads, length):
-    unsigned = np.zeros((leads * length, len(planes) and 1 << (len(planes) - 1).bit_length()), np.uint8)
-    for column, plane in enumerate(planes):
-        unsigned[:, column] = _inflate(plane, leads * length)
-    if not planes:
-        return np.zeros((leads, length), np.int32)
-    unsigned = unsigned.view(f"<u{unsigned.shape[1]}").reshape(leads, length).astype(np.uint32)
-    rows = (unsigned >> 1).view(np.int32) ^ -(unsigned & 1).view(np.int32)
+    unsigned = np.zeros(leads * length, np.uint32)
+    for plane in reversed(planes):
+        unsigned <<= 8
+        unsigned |= _inflate(plane, leads * length)
+    rows = (unsigned >> 1).view(np.int32)
+    unsigned &= 1
+    rows ^= np.negative(unsigned, out=unsigned).view(np.int32)
+    rows = rows.reshape(leads, length)
     for _ in range(num_differences):
         np.cumsum(rows, axis=1, dtype=np.int32, out=rows)  # wraps, and back
     return rows
