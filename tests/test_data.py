@@ -5,10 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+from published_files import write_challenge
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.leads import STANDARD_LEADS
+from anyecg_hf.records import read_record
 from anyecg_hf.simulate import simulate_record
+from training.build_dataset import build_corpus
 from training.corpora import list_records
 from training.corpora.entry import RecordEntry, plausible_age
 from training.corpora.simulated import list_simulated
@@ -23,7 +26,7 @@ from training.data import (
 )
 from training.labels import build_task
 from training.record_store import RecordStore, prepare_records
-from training.splits import fold_of, folds_of
+from training.splits import fold_of, folds_of, load_split
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +268,23 @@ def test_records_without_a_target_are_left_out_of_a_task(store):
 
 def test_a_store_is_read_from_its_folder_alone(store):
     assert len(RecordStore(store.folder)) == 18
+
+
+def test_a_built_data_set_is_read_as_a_folder_of_records_with_its_patients_and_folds(tmp_path, extractor):
+    for seed, (corpus, name) in enumerate([("georgia", "E00001"), ("georgia", "E00002"), ("cpsc-2018", "A0001")]):
+        write_challenge(tmp_path / "source", name, corpus=corpus, seed=seed, dx="164889003,426783006")
+    for corpus in ("georgia", "cpsc-2018"):
+        build_corpus(corpus, tmp_path / "source", tmp_path / "built")
+    entries = {entry.record_id: entry for entry in list_records(tmp_path / "built")}
+    assert set(entries) == {"georgia/E00001", "georgia/E00002", "cpsc-2018/A0001"}
+    for record_id, entry in entries.items():
+        corpus, name = record_id.split("/")
+        assert (entry.patient_id, entry.fold) == load_split(corpus)[name] and entry.corpus == corpus
+        assert (entry.age, entry.sex, entry.codes) == (57.0, "male", ("164889003", "426783006"))
+        np.testing.assert_array_equal(entry.read().signal, read_record(tmp_path / "source" / f"{name}.hea").signal)
+    assert {entry.record_id for entry in list_records(tmp_path / "built/data/georgia")} == {
+        "georgia/E00001",
+        "georgia/E00002",
+    }
+    store = prepare_records(list(entries.values()), extractor, source="built", cache_dir=tmp_path / "cache")
+    assert store.columns["record_id"] == list(entries)
