@@ -231,6 +231,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num_proc < 1 or not 0 < args.shard_megabytes < math.inf:
         parser.error("--num_proc must be at least 1, --shard_megabytes a number above 0")
+    if args.push_to_hub and "://" in args.out or args.download and "://" in args.source:
+        parser.error("--push-to-hub and --download need a folder on this machine, not an address")
     return args
 
 
