@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from published_files import files_of, steps, write_challenge
@@ -19,6 +20,26 @@ from training.shards import UNFINISHED, ShardPlan
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS, NUM_RECORDS = "cpsc-2018", 24
 TINY_SHARDS = 1e-6  # of a megabyte: a record each
+WITHOUT_TORCH = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+hide = lambda name, *rest: None if name.partition(".")[0] == "torch" else find(name, *rest)
+PathFinder.find_spec = staticmethod(hide)
+"""
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("without-torch")
+    (folder / "sitecustomize.py").write_text(WITHOUT_TORCH)  # Python runs it at each start
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def light_processes(without_torch, monkeypatch):
+    """Let all processes started here do without torch, which no build needs and whose import is most of their start."""
+    places = [str(without_torch), str(ROOT), str(ROOT / "tests")]  # the latter two: `Killed`, in workers of Ray
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +92,6 @@ def with_killed(monkeypatch):
     monkeypatch.setattr(build_dataset, "plan_shards", plan)
 
 
-def prepare_ray(monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))  # of the workers: `Killed`
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine lets them wait for minutes
-
-
 def test_two_processes_with_one_killed_give_the_same_bytes(source, expected, tmp_path, monkeypatch):
     with_killed(monkeypatch)
     build_corpus(CORPUS, source, tmp_path / "out", num_proc=2, shard_megabytes=TINY_SHARDS)
@@ -85,25 +100,35 @@ def test_two_processes_with_one_killed_give_the_same_bytes(source, expected, tmp
 
 
 def test_ray_with_two_workers_and_one_killed_gives_the_same_bytes(source, expected, tmp_path, monkeypatch):
-    prepare_ray(monkeypatch)
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine lets them wait for minutes
     with_killed(monkeypatch)
     build_corpus(CORPUS, source, tmp_path / "out", engine="ray", num_proc=2, shard_megabytes=TINY_SHARDS)
     assert files_of(tmp_path / "out") == expected
     assert len(list(tmp_path.glob("killed-*"))) == 1
 
 
-@pytest.mark.parametrize(
-    "engine, said",
-    [("local", "Worker processes died 1 times without finishing a shard"), ("ray", "Ray gave a shard up")],
-)
-def test_a_shard_that_kills_each_worker_ends_the_build_with_advice(engine, said, source, tmp_path, monkeypatch):
-    if engine == "ray":
-        prepare_ray(monkeypatch)
+def test_a_shard_that_kills_each_worker_ends_the_build_with_advice(source, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "MOST_ATTEMPTS", 1)
     records = tuple(list_corpus(CORPUS, source)[:1])
     plan = Killed(CORPUS, "train", str(source), str(tmp_path / "out"), records, main_process=os.getpid(), times=9)
-    with pytest.raises(RuntimeError, match=rf"{said}.*Is there enough memory\? Lower --num_proc"):
-        list(map_shards([plan], engine=engine, num_proc=2))
+    said = r"Worker processes died 1 times without finishing a shard.*Is there enough memory\? Lower --num_proc"
+    with pytest.raises(RuntimeError, match=said):
+        list(map_shards([plan], num_proc=2))
+
+
+def test_a_shard_that_ray_gives_up_ends_the_build_with_advice(monkeypatch):
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.data")
+
+    def give_up(function, *, max_retries):  # without a number Ray tries for ever
+        raise ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: SimpleNamespace(map=give_up))
+    plan = ShardPlan(CORPUS, "train", "source", "out", ())
+    with pytest.raises(RuntimeError, match=r"Ray gave a shard up.*Is there enough memory\? Lower --num_proc"):
+        list(map_shards([plan], engine="ray"))
 
 
 @pytest.mark.parametrize("engine", engines.ENGINES)

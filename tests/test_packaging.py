@@ -106,7 +106,7 @@ def test_all_that_the_tests_need_is_pinned():
 
 
 def test_the_floor_is_the_declared_lower_bounds():
-    ranges, floor = _requirements("plot", "train"), _pins("constraints-floor.txt")
+    ranges, floor = _requirements("plot", "train", "cluster"), _pins("constraints-floor.txt")
     assert set(floor) == set(ranges)
     for name in set(floor) - {"torch"}:  # torch: see constraints-floor.txt
         bound = next(clause.version for clause in ranges[name].specifier if clause.operator == ">=")
