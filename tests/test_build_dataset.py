@@ -1,6 +1,7 @@
 """training.build_dataset: every corpus in, every record out or in the report; again and again the same bytes."""
 
 import csv
+import json
 import os
 import re
 import runpy
@@ -36,7 +37,9 @@ from training import build_dataset
 from training.build_dataset import build_corpus, main
 from training.corpora import CORPORA
 from training.corpora.challenge import NAMES
+from training.corpora.sources import SourceRecord, one_side
 from training.dataset_rows import read_samples
+from training.shards import LOCK, Output
 from training.splits import load_duplicates, load_split, split_of
 
 CORPUS = "cpsc-2018"
@@ -159,6 +162,58 @@ def test_copies_that_were_found_take_the_side_of_what_they_repeat_and_leave_its_
     assert list(records("georgia", "test")) == [copy]
     assert list(records("without-cpsc-2018", "train")) == [other]
     assert "without-georgia" not in get_dataset_config_names(str(out))  # all that is left is held by Georgia, too
+
+
+def test_all_records_of_a_patient_move_with_a_copy_and_copies_of_copies_go_together():
+    names = [name for name, (patient, _) in load_split("ptb").items() if patient == "ptb-patient001"][:2]
+    georgia = names_of("georgia")["test"]
+    records = [SourceRecord("ptb", name, *load_split("ptb")[name]) for name in names]
+    copies = [
+        {"record": names[1], "corpus": "ptb", "same_as": "A9999", "same_as_corpus": "cpsc-2018"},
+        {"record": "A9999", "corpus": "cpsc-2018", "same_as": georgia, "same_as_corpus": "georgia"},
+    ]
+    expected = (f"georgia-{georgia}", 10)
+    assert [(record.patient_id, record.fold) for record in one_side(records, copies)] == [expected] * 2
+    chain = [SourceRecord("cpsc-2018", "A9999", "cpsc-2018-A9999", 1)]
+    assert [(record.patient_id, record.fold) for record in one_side(chain, copies)] == [expected]
+    circle = [copies[1], {"record": georgia, "corpus": "georgia", "same_as": "A9999", "same_as_corpus": "cpsc-2018"}]
+    assert len(one_side(chain, circle)) == 1
+
+
+def test_a_folder_that_is_a_link_is_read_and_a_circle_of_links_ends(tmp_path, out):
+    write_challenge_corpus(tmp_path / "elsewhere", "georgia")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/georgia").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "source", target_is_directory=True)
+    assert build_corpus("georgia", tmp_path / "source", out)["records_out"] == 3
+
+
+def test_files_named_in_capitals_are_listed(source, out):
+    header_of(source).rename(header_of(source).with_suffix(".HEA"))
+    assert "no header" in build_corpus(CORPUS, source, out)["rejected"][0]["reason"]
+
+
+def test_two_builds_do_not_write_to_one_folder_at_a_time(source, out):
+    with Output(out).alone(), pytest.raises(OSError, match="another build is writing"):
+        build_corpus(CORPUS, source, out)
+    assert build_corpus(CORPUS, source, out)["records_out"] == 3
+
+
+@pytest.mark.parametrize(
+    "lie", [{"records_out": 1}, {"rejected": [{"record_id": "A1", "reason": ""}]}, {"nulls": None}]
+)
+def test_a_shard_report_that_lies_is_not_believed(lie, source, out):
+    expected = build_corpus(CORPUS, source, out)
+    report = next((out / "reports" / CORPUS).glob("train-*.json"))
+    report.write_text(json.dumps(json.loads(report.read_text()) | lie))
+    assert build_corpus(CORPUS, source, out) == expected
+
+
+def test_a_diagnosis_that_was_dropped_leaves_open_whether_a_record_is_normal(source, out):
+    for path in source.glob("*.hea"):
+        path.write_text(path.read_text().replace("Dx: 426783006", "Dx: abc,426783006"))
+    build_corpus(CORPUS, source, out)
+    assert {row["is_normal"] for row in rows_of(out).values()} == {None}
 
 
 def test_corpora_that_share_unnamed_recordings_are_left_out_together(tmp_path, out):
@@ -614,7 +669,7 @@ def test_an_object_store_gives_what_folders_give(source, out):
     finally:
         store.rm("/build-test", recursive=True)
     assert report == again == build_corpus(CORPUS, source, out)
-    here = files_of(out)
+    here = {name: data for name, data in files_of(out).items() if name != LOCK}
     assert stored.keys() == here.keys()
     state = re.compile(rb'"digest": "\w+"')  # of the files, when each was changed: a store tells it in its own way
     assert all(state.sub(b"", stored[name]) == state.sub(b"", here[name]) for name in here)

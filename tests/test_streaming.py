@@ -1,5 +1,6 @@
 """Rows of a built data set in training: order, randomness, workers, nodes, restarts, the stock Trainer."""
 
+import itertools
 import json
 
 import datasets
@@ -298,15 +299,39 @@ def train_with_stock_trainer(folder, output, extractor, max_steps, resume=None, 
     )  # fmt: skip
     collator = ECGCollator(extractor, window_seconds=2.0, augmentation=EVERYTHING)
     trainer = Trainer(
-        model, arguments, train_dataset=EpochRows(load(folder, True), seed=0, task=task), data_collator=collator
+        model,
+        arguments,
+        train_dataset=EpochRows(load(folder, True), seed=0, task=task, endless=True),
+        data_collator=collator,
     )
     trainer.train(resume_from_checkpoint=resume)
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_the_stock_trainer_trains_over_epochs_and_resumes_to_the_bit(folder, tmp_path, extractor):
-    whole = train_with_stock_trainer(folder, tmp_path / "whole", extractor, 14)  # an epoch has 11 steps
-    resumed = train_with_stock_trainer(
-        folder, tmp_path / "resumed", extractor, 14, resume=str(tmp_path / "whole" / "checkpoint-6")
-    )
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_stock_trainer_trains_over_epochs_and_resumes_to_the_bit(num_workers, folder, tmp_path, extractor):
+    whole = train_with_stock_trainer(folder, tmp_path / "whole", extractor, 14, num_workers=num_workers)
+    for step in (6, 12):  # an epoch has 11 steps
+        checkpoint = str(tmp_path / "whole" / f"checkpoint-{step}")
+        output = tmp_path / f"resumed-{step}"
+        resumed = train_with_stock_trainer(folder, output, extractor, 14, resume=checkpoint, num_workers=num_workers)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), step
+
+
+def test_endless_rows_are_epoch_after_epoch_and_restart_in_any(rows):
+    train = EpochRows(rows, seed=4)
+    epochs = []
+    for epoch in range(3):
+        train.set_epoch(epoch)
+        epochs += names(train)
+    endless = EpochRows(rows, seed=4, endless=True)
+    iterator = iter(endless)
+    given = [next(iterator)["record_id"] for _ in range(NUM_ROWS + 100)]
+    resumed = EpochRows(rows, seed=4, endless=True)
+    resumed.load_state_dict(json.loads(json.dumps(endless.state_dict())))
+    given += names(itertools.islice(resumed, 2 * NUM_ROWS - 100))
+    assert given == epochs
+
+
+def test_endless_rows_end_where_no_row_has_a_target(rows):
+    assert list(EpochRows(rows, task=build_task("sex"), endless=True)) == []

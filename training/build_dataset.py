@@ -60,6 +60,7 @@ def build_corpus(
     Raises:
         ValueError: no record of the corpus is there.
         FileNotFoundError: there is no such source.
+        OSError: another build writes to `out`.
     """
     records = list_corpus(corpus, source, sampling_rate=sampling_rate)
     if not records:
@@ -72,10 +73,15 @@ def build_corpus(
     places = {"source": source, "out": out, "shard_bytes": int(shard_megabytes * 1e6)}
     plans = plan_shards(readable, shared=shared_records(corpus, duplicates), **places)
     output = Output(out)
+    with output.alone():
+        return _build(output, corpus, records, plans, engine=engine, num_proc=num_proc)
+
+
+def _build(output: Output, corpus: str, records: Sequence[SourceRecord], plans: Sequence[ShardPlan], **options) -> dict:
     _begin(output, corpus, plans)
     reports = {}
-    with tqdm(total=len(readable), desc=corpus, unit="record", mininterval=1.0) as bar:
-        for plan, report in map_shards(plans, engine=engine, num_proc=num_proc):
+    with tqdm(total=sum(len(plan.records) for plan in plans), desc=corpus, unit="record", mininterval=1.0) as bar:
+        for plan, report in map_shards(plans, **options):
             reports[plan.name] = report
             bar.update(len(plan.records))
     report = summarise(corpus, records, plans, reports)

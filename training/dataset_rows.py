@@ -69,13 +69,18 @@ def read_row(row: Mapping, start_seconds: float = 0.0, duration_seconds: float |
 
     Args:
         row: with the columns signal, sampling_rate, lead_names, units, gains, baselines, no_values; others where they are.
-        start_seconds, duration_seconds: the part to read; only this is decoded. Annotations count from its first sample.
+        start_seconds, duration_seconds: the part to read; only this is decoded. Annotations are all of the record's, as of
+            `read_record`, counted from the part's first sample.
 
     Raises:
         ValueError: the bytes of the signal are damaged, the part is none of the record, or no signal is a voltage.
     """
     rate = row["sampling_rate"]
     start = round(start_seconds * rate)
+    if start_seconds and start >= row["num_samples"]:
+        raise ValueError(
+            f"start_seconds is {start_seconds:g}, record {row.get('record_id')} has {row['num_samples'] / rate:g} s."
+        )
     stop = None if duration_seconds is None else min(row["num_samples"], start + round(duration_seconds * rate))
     signal, names = _in_millivolt(read_samples(row, start, stop), row)
     beats = [Annotation(beat["sample"] - start, beat["symbol"]) for beat in row.get("beats") or ()]

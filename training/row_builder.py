@@ -16,6 +16,7 @@ import anyecg_hf
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.leads import LEAD_IDS
 from anyecg_hf.records import Annotation, Record
+from anyecg_hf.signal_ops import check_sampling_rate
 from anyecg_hf.signal_quality import acceptability
 
 from .corpora.facts import facts_of
@@ -45,6 +46,7 @@ def build_row(record: SourceRecord, folder: Path, extractor: AnyECGFeatureExtrac
         OSError: a file is missing or not readable.
     """
     stored = read_stored(folder / record.header)
+    check_sampling_rate(stored.sampling_rate, record.record_id)
     facts, nulls = facts_of(record, stored.comments)
     signal = encode_signal(stored.samples, stored.lead_names)
     values = {

@@ -11,6 +11,7 @@ A shard whose report has the plan's digest and whose Parquet has the report's SH
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import itertools
@@ -18,7 +19,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub.utils import WeakFileLock
 
 import anyecg_hf
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
@@ -39,7 +42,7 @@ from .splits import split_of
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
 ROW_GROUP_BYTES = 4 << 20  # of encoded signals: what a reader holds at a time
-UNFINISHED = ".unfinished"
+UNFINISHED, LOCK = ".unfinished", ".build.lock"
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,21 @@ def finished_report(plan: ShardPlan, out: Output) -> dict | None:
         report = json.loads(out.read(plan.report))
         if report["digest"] != plan.digest:
             return None
-        if report["sha256"] is not None and hashlib.sha256(out.read(plan.parquet)).hexdigest() != report["sha256"]:
+        if not _adds_up(plan, report, None if report["sha256"] is None else out.read(plan.parquet)):
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or cut short by a hand from outside
         return None
     return report
+
+
+def _adds_up(plan: ShardPlan, report: dict, data: bytes | None) -> bool:
+    """Tell whether a report's counts are those of the plan and of the Parquet file, and the file is the reported one."""
+    if data is not None and hashlib.sha256(data).hexdigest() != report["sha256"]:
+        return False
+    num_rows = pq.read_metadata(pa.BufferReader(data)).num_rows if data is not None else 0
+    counts = (report["records_in"], report["records_out"], len(report["rejected"]), report["num_bytes"])
+    expected = (len(plan.records), num_rows, len(plan.records) - num_rows, data and len(data))
+    return counts == expected and isinstance(report["nulls"], dict)
 
 
 class Output:
@@ -167,6 +180,20 @@ class Output:
             unfinished = f"{target}{UNFINISHED}-{os.getpid()}"
             self.fs.put_file(str(local), unfinished)
         self.fs.mv(unfinished, target)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other builds on this machine from writing here; in an object store nothing can."""
+        if not isinstance(self.fs, LocalFileSystem):
+            yield
+            return
+        self.fs.makedirs(self.root, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(WeakFileLock(f"{self.root}/{LOCK}", timeout=1))
+            except TimeoutError:
+                raise OSError(f"{self.url}: another build is writing here. Wait for it to end, or stop it.") from None
+            yield
 
     def names(self, folder: str) -> list[str]:
         """Return the files below a folder, by name; none where it is not there."""

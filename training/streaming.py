@@ -1,7 +1,7 @@
 """Rows of the built data set for training: in an order and with randomness that a restart, on any machine, repeats.
 
     rows = datasets.load_dataset(folder_or_repository, "ptb-xl", split="train", streaming=True)
-    train = EpochRows(rows, seed=0, task=build_task("superclass"))
+    train = EpochRows(rows, seed=0, task=build_task("superclass"), endless=True)
     Trainer(..., train_dataset=train, data_collator=ECGCollator(extractor, augmentation=...))      # remove_unused_columns=False
 
 What is done to a record follows from (seed, epoch, record) alone; in what order records come, from seed, epoch, the shards and
@@ -19,6 +19,8 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
+
+from anyecg_hf.signal_ops import warn_once
 
 from .dataset_rows import row_codes
 from .labels import Task
@@ -40,6 +42,8 @@ class EpochRows(torch.utils.data.IterableDataset):
         seed (`int`): of order and alterations.
         task (`Task`, *optional*): gives `labels`; rows that it drops, and rows of which the model can use nothing (their
             `acceptability` is null), are passed over.
+        endless (`bool`): one iteration makes pass after pass, epoch after epoch. For the Trainer, with `max_steps`: its resume
+            counts batches from the beginning of the training, as if it were one epoch.
         shuffle (`bool`): False for evaluation: rows in their order, without `seed`: nothing is altered.
         columns: what is read of a row; those of `TRAINING_COLUMNS` that it has by default.
     """
@@ -50,6 +54,7 @@ class EpochRows(torch.utils.data.IterableDataset):
         *,
         seed: int = 0,
         task: Task | None = None,
+        endless: bool = False,
         shuffle: bool = True,
         columns: Sequence[str] = TRAINING_COLUMNS,
     ):
@@ -61,7 +66,7 @@ class EpochRows(torch.utils.data.IterableDataset):
             )
         present = rows.column_names
         self.rows = rows if present is None else rows.select_columns([name for name in columns if name in present])
-        self.seed, self.task, self.shuffle = seed, task, shuffle
+        self.seed, self.task, self.endless, self.shuffle = seed, task, endless, shuffle
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that persist see it change
         self._state: dict | None = None
         self._start: dict | None = None
@@ -72,6 +77,10 @@ class EpochRows(torch.utils.data.IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Tell which epoch begins; the Trainer and Accelerate do."""
+        if epoch and not self.endless:
+            warn_once(
+                "EpochRows", "EpochRows of several epochs: under the Trainer pass endless=True, or a resume goes wrong."
+            )
         self._epoch.fill_(epoch)
 
     @property
@@ -100,8 +109,20 @@ class EpochRows(torch.utils.data.IterableDataset):
         keep_freed_memory()
         epoch, start = self.epoch, self._start
         self._state, self._start = start, None
-        if start is not None and start["epoch"] != epoch:
+        if start is not None and start["epoch"] != epoch and not self.endless:
             raise ValueError(f"The state is of epoch {start['epoch']}, this is epoch {epoch}: call set_epoch first.")
+        epoch = start["epoch"] if start is not None else epoch
+        is_empty = start is None
+        while True:
+            for item in self._pass(epoch, start):
+                is_empty = False
+                yield item
+            if not self.endless or is_empty:  # no row at all: another pass would not find one either
+                return
+            epoch, start, is_empty = epoch + 1, None, True
+
+    def _pass(self, epoch: int, start: dict | None) -> Iterator[dict]:
+        """Yield the rows of one epoch, from a state on."""
         reader = _Interleaved(self.rows, self._order(epoch), self.num_shards, start)
         given = start["given"] if start else 0  # of the round that the state was taken in
         for state, block in reader.rounds():

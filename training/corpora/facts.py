@@ -18,6 +18,7 @@ NOT_STATED = {"", "nan", "none", "unknown", "n/a", "na", "?", "u"}
 PLAUSIBLE = {"height": (30.0, 250.0), "weight": (1.0, 400.0)}  # cm, kg
 SEX_OF_PTB_XL = {"0": "male", "0.0": "male", "1": "female", "1.0": "female"}
 OVER_89 = "300"  # so PTB-XL writes ages over 89; other corpora mean nothing by it
+NO_NUMBER = "snomed_codes: a part of Dx is no number"
 SINUS_RHYTHM = "426783006"
 AXES = {"LAD": "39732003", "ALAD": "39732003", "RAD": "47665007", "ARAD": "47665007"}  # heart_axis of PTB-XL
 DISEASED = ("MI", "STTC", "CD", "HYP")  # the superclasses that are not NORM
@@ -43,7 +44,7 @@ def facts_of(record: SourceRecord, comments: Sequence[str]) -> tuple[dict, list[
         "scp_codes": [],
         "scp_likelihoods": [],
         "superclasses": [],
-        "is_normal": _is_normal_by_admission(comments) if not codes else codes == [SINUS_RHYTHM],
+        "is_normal": _is_normal(codes, comments, nulls),
     }
     return facts, nulls
 
@@ -105,13 +106,21 @@ def _snomed_codes(comments: Sequence[str], nulls: list[str]) -> list[str]:
     parts = [part for line in comments if (found := _DX.fullmatch(line)) for part in re.split(r"[,;\s]+", found[1])]
     parts = [part for part in parts if _is_stated(part)]
     if any(not _SNOMED.fullmatch(part) for part in parts):
-        nulls.append("snomed_codes: a part of Dx is no number")
+        nulls.append(NO_NUMBER)
     codes = list(dict.fromkeys(part for part in parts if _SNOMED.fullmatch(part)))
     if not codes:
         nulls.append("snomed_codes: none")
     if any(code not in snomed_codes() for code in codes):
         nulls.append("snomed_codes: kept, but in no table")
     return codes
+
+
+def _is_normal(codes: list[str], comments: Sequence[str], nulls: list[str]) -> bool | None:
+    if not codes:
+        return _is_normal_by_admission(comments)
+    if codes != [SINUS_RHYTHM]:
+        return False
+    return None if NO_NUMBER in nulls else True  # what was dropped may be a finding
 
 
 def _is_normal_by_admission(comments: Sequence[str]) -> bool | None:

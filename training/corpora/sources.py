@@ -6,6 +6,7 @@ Nothing is opened here but PTB-XL's table. A source is a folder, or any address 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ class Source:
     def files(self) -> dict[str, SourceFile]:
         """All files below the source by their path, in its order."""
         found = self.fs.find(self.root, detail=True)
+        if isinstance(self.fs, LocalFileSystem):  # it does not go into folders that are links
+            found |= _linked(self.fs, self.root, {os.path.realpath(self.root)})
         files = {}
         for path, facts in sorted(found.items()):
             below = path[len(self.root) :].lstrip("/")
@@ -102,6 +105,17 @@ def absolute(url: str | Path) -> str:
     return root if isinstance(fs, LocalFileSystem) else str(url)
 
 
+def _linked(fs: LocalFileSystem, root: str, passed: set[str]) -> dict[str, dict]:
+    """Return the files in folders below `root` that are links, each folder once: a link may lead back."""
+    found = {}
+    for folder, names, _ in os.walk(root):
+        for path in (f"{folder}/{name}" for name in names if os.path.islink(f"{folder}/{name}")):
+            if os.path.realpath(path) not in passed:
+                passed.add(os.path.realpath(path))
+                found |= fs.find(path, detail=True) | _linked(fs, path, passed)
+    return found
+
+
 @dataclass(frozen=True)
 class Stem:
     """The files of one record: all that bear its name, in one folder."""
@@ -127,7 +141,7 @@ def stems(files: dict[str, SourceFile]) -> list[Stem]:
     groups: dict[str, list[SourceFile]] = {}
     for path, file in files.items():
         suffix = PurePosixPath(path).suffix
-        if suffix in SUFFIXES:
+        if suffix.lower() in SUFFIXES:  # capitals are no name that a header can be read under: listed as without one
             groups.setdefault(path.removesuffix(suffix), []).append(file)
     return [Stem(path, tuple(group)) for path, group in groups.items()]
 
@@ -162,19 +176,34 @@ def list_named(
     return sorted(records, key=lambda record: (record.record_id, record.header))
 
 
+def _originals(duplicates: Sequence[Mapping[str, str]]) -> dict[tuple[str, str], tuple[str, str]]:
+    """Return (corpus, record) of each copy -> that of what it repeats in the end, through copies of copies."""
+    repeats = {
+        (row["corpus"], row["record"]): (row["same_as_corpus"], row["same_as"]) for row in duplicates if row["same_as"]
+    }
+    originals = {}
+    for copy in repeats:
+        passed, original = {copy}, repeats[copy]
+        while original in repeats and original not in passed:
+            passed.add(original)
+            original = repeats[original]
+        originals[copy] = original
+    return originals
+
+
 def one_side(records: Sequence[SourceRecord], duplicates: Sequence[Mapping[str, str]] = ()) -> list[SourceRecord]:
     """Return the records with one fold for each patient, and copies with the patient and fold of what they repeat.
 
     Where a source gives a patient several folds, it is that of the first record. `duplicates` as `splits.load_duplicates`.
     """
-    places = {
-        (row["corpus"], row["record"]): place_of(row["same_as_corpus"], row["same_as"])
-        for row in duplicates
-        if row["same_as"]
-    }
-    own = [(record.patient_id, record.fold) for record in records]
-    moved = [places.get((record.corpus, record.record_id), place) for record, place in zip(records, own)]
-    records = [replace(record, patient_id=patient, fold=fold) for record, (patient, fold) in zip(records, moved)]
+    originals = _originals(duplicates)
+    moved: dict[str, tuple[str, int]] = {}  # patients, with all their records: a copy is of the same person
+    for record in records:
+        original = originals.get((record.corpus, record.record_id))
+        if original is not None:
+            moved.setdefault(record.patient_id, place_of(*original))
+    places = [moved.get(record.patient_id, (record.patient_id, record.fold)) for record in records]
+    records = [replace(record, patient_id=patient, fold=fold) for record, (patient, fold) in zip(records, places)]
     folds: dict[str, int] = {}
     for record in records:
         folds.setdefault(record.patient_id, record.fold)
