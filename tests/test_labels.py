@@ -1,6 +1,10 @@
 """training/labels.py: PTB-XL's statements and the targets of every task."""
 
+import csv
+from collections import Counter
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from training.labels import (
@@ -28,7 +32,6 @@ def test_the_ptb_xl_tasks_have_as_many_labels_as_the_benchmark(task, num_labels)
 
 
 def test_the_statement_table_agrees_with_the_one_of_ptb_xl(real_ecg):
-    import csv
 
     with open(real_ecg / "labels" / "scp_statements.csv", newline="") as file:
         published = {row[""]: row for row in csv.DictReader(file)}
@@ -130,7 +133,6 @@ def test_a_record_with_other_codes_only_is_negative_and_one_without_codes_is_dro
 
 
 def test_the_snomed_table_agrees_with_those_of_the_challenge(real_ecg):
-    import csv
 
     codes = snomed_codes()
     assert len(codes) == 137
@@ -151,3 +153,36 @@ def test_nearly_all_codes_of_the_published_headers_are_known(real_ecg):
     lines = [[line[1:].strip() for line in path.read_text().splitlines() if line[0] == "#"] for path in headers]
     found = [code for comments in lines for code in parse_comments(comments)["diagnosis_codes"]]
     assert len(found) > 200 and sum(code in snomed_codes() for code in found) >= 0.99 * len(found)
+
+
+def ptb_xl_codes(real_ecg):
+    """Return the translated codes of each record of folds 1 to 9."""
+    translated = {statement.code: statement.snomed_code for statement in ptb_xl_statements()}
+    tables = [
+        pq.read_table(path, columns=["scp_codes"]) for path in sorted((real_ecg / "ptb-xl-100").glob("*.parquet"))
+    ]
+    rows = [set(codes) for table in tables for codes in table["scp_codes"].to_pylist()]
+    return [({translated[code] for code in codes} - {None}, codes) for codes in rows]
+
+
+def test_translated_statements_occur_as_often_as_the_challenge_published(real_ecg):
+    """Folds 1 to 9 are nine tenths of what was counted: the counts may differ as those of a random nine tenths do."""
+    records = ptb_xl_codes(real_ecg)
+    counts = Counter(code for codes, _ in records for code in codes)
+    published = {}
+    for name in ("scored", "unscored"):
+        with open(real_ecg / "labels" / f"dx_mapping_{name}.csv", newline="") as file:
+            published |= {row["SNOMEDCTCode"]: int(row["PTB_XL"]) for row in csv.DictReader(file)}
+    share = len(records) / 21_837
+    assert len(counts) == 47
+    for code, count in counts.items():
+        expected = published[code] * share
+        assert abs(count - expected) <= 2 * max(1.0, (expected * (1 - share)) ** 0.5), code
+    assert {code for code, count in published.items() if count} - set(counts) == {
+        "39732003", "47665007", "251200008"  # left, right and indeterminate axis: of the column heart_axis
+    }  # fmt: skip
+
+
+def test_sinus_rhythm_alone_is_hardly_ever_without_norm_in_the_challenges_ptb_xl(real_ecg):
+    alone = [statements for codes, statements in ptb_xl_codes(real_ecg) if codes == {"426783006"}]
+    assert (len(alone), sum("NORM" not in statements for statements in alone)) == (6557, 5)
