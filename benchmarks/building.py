@@ -1,6 +1,7 @@
 """Building the data set: records a second with one and two processes and with Ray, and what that makes of ten million records.
 
     python -m benchmarks.building [--data $ANYECG_DATA] [--out benchmarks/results]
+    python -m benchmarks.building --planning      what listing and planning take, of 20,000 records; a few seconds
 
 The 451 records of PTB-XL at 500 Hz (simulated ones where the recordings are absent) are written as WFDB files and built three
 times from nothing, starts of processes left out by building a second, longer list: the rate is that of the difference. The three
@@ -15,12 +16,15 @@ import platform
 import shutil
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"  # before numpy: one core for each worker
 
-from training.build_dataset import build_corpus  # noqa: E402
+from training.build_dataset import build_corpus, list_corpus  # noqa: E402
+from training.shards import plan_shards  # noqa: E402
+from training.splits import load_split  # noqa: E402
 
 from .data import write_records  # noqa: E402
 
@@ -78,11 +82,33 @@ def paper(record_bytes, parquet_bytes, rate):
     ]
 
 
+def planning(num_records=20_000):
+    """Return microseconds and bytes that a record takes until it stands in a plan, of empty files in the Challenge's form."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(1, num_records + 1):
+            for suffix in (".hea", ".mat"):
+                (Path(folder) / f"JS{number:05d}{suffix}").touch()
+        load_split("chapman-ningbo")  # the split file is read once, whatever the number of records
+        tracemalloc.start()
+        records = list_corpus("chapman-ningbo", folder)
+        plan_shards(records, source=folder, out=folder, shard_bytes=1 << 20)
+        num_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        start = time.perf_counter()
+        plan_shards(list_corpus("chapman-ningbo", folder), source=folder, out=folder, shard_bytes=1 << 20)
+        seconds = time.perf_counter() - start
+    return f"a record takes {1e6 * seconds / num_records:.0f} us and {num_bytes / num_records / 1e3:.1f} kB of memory"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ANYECG_DATA", "../shared/ecg")))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--planning", action="store_true")
     options = parser.parse_args()
+    if options.planning:
+        print(planning())
+        return
     os.environ.setdefault("RAY_worker_niceness", "0")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
