@@ -105,12 +105,12 @@ def write_shard(plan: ShardPlan) -> dict:
 
     Returns:
         digest, records_in, records_out, rejected (`{record_id, reason}` each), nulls (kind -> how many rows), sha256 and
-        num_bytes of the Parquet file (None where every record was rejected: then there is no file), is_new.
+        num_bytes of the Parquet file (None where every record was rejected: then there is no file).
     """
     out = Output(plan.out)
     found = finished_report(plan, out)
     if found is not None:
-        return found | {"is_new": False}
+        return found
     source, extractor = Source(plan.source), AnyECGFeatureExtractor()
     rows, rejected, nulls = [], [], Counter()
     for record in plan.records:
@@ -131,7 +131,7 @@ def write_shard(plan: ShardPlan) -> dict:
         out.write(plan.parquet, data)
         report |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
     out.write(plan.report, json.dumps(report, indent=1).encode())
-    return report | {"is_new": True}
+    return report
 
 
 def finished_report(plan: ShardPlan, out: Output) -> dict | None:

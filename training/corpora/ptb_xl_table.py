@@ -7,9 +7,9 @@ import io
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from .ptb_xl import DATABASE
 from .sources import Source, SourceRecord, Stem, stems
 
-DATABASE = "ptbxl_database.csv"
 FOLDERS = {500: "records500", 100: "records100"}  # Hz; the first that has a record gives it
 FILE_COLUMNS = {500: "filename_hr", 100: "filename_lr"}
 FACTS = ("age", "sex", "height", "weight", "scp_codes", "heart_axis")
