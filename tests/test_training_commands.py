@@ -13,11 +13,12 @@ import tokenization.train
 import training.evaluate
 import training.finetune
 import training.pretrain
-from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
+from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
-from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
+from training.arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
 from training.checkpointing import save_arguments, write_json
 from training.data import DataArguments
+from training.labels import build_task
 from training.trainer import AnyECGTrainer, BestWeights, NonFiniteError, WeightAverage, layer_of
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
@@ -120,13 +121,33 @@ def test_the_pretraining_command_reports_each_mask_pattern_beside_the_code_frequ
 def test_the_code_head_starts_at_the_log_frequencies_of_the_codes(quantizer, cache, tmp_path):
     instances = parse_recipe(
         _argv("smoke_pretrain.yaml", tmp_path, cache, "--quantizer", str(quantizer), "--unigram_records", "8"),
-        (ModelArguments, DataArguments, training.pretrain.AugmentationArguments, training.pretrain.MaskedCodeArguments,
-         AnyECGTrainingArguments),
+        (ModelArguments, ExtractorArguments, DataArguments, training.pretrain.AugmentationArguments,
+         training.pretrain.ObjectiveArguments, AnyECGTrainingArguments),
     )  # fmt: skip
-    trainer = training.pretrain.build_trainer(*instances)
-    bias = trainer.model.code_head.bias.detach()
-    assert torch.equal(bias, trainer.log_unigram) and bias.exp().sum().item() == pytest.approx(1, abs=1e-4)
-    assert not any(value.requires_grad for value in trainer.quantizer.parameters())
+    objective = training.pretrain.build_trainer(*instances).objective
+    bias = objective.model.code_head.bias.detach()
+    assert torch.equal(bias, objective.baselines.log_unigram) and bias.exp().sum().item() == pytest.approx(1, abs=1e-4)
+    assert not any("quantizer" in name for name, _ in objective.named_parameters())
+
+
+@pytest.mark.parametrize("objective, figure", [
+    ("masked_waveform", "random_explained_power"), ("contrastive", "span_contrastive_accuracy"),
+    ("latents", "time_latent_distance"),
+])  # fmt: skip
+def test_every_objective_ends_with_a_backbone_that_fine_tuning_starts_from(objective, figure, cache, tmp_path):
+    network = {**NETWORK, "hidden_dropout": 0.0}
+    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, "--objective", objective, network=network)
+    training.pretrain.main(argv)
+    whole = _weights(tmp_path)
+    assert np.isfinite(json.loads((tmp_path / "results.json").read_text())["evaluation"][f"eval_{figure}"])
+    _rewind(tmp_path, 4)
+    training.pretrain.main(argv)
+    assert _weights(tmp_path) == whole
+    model = training.finetune.build_model(
+        ModelArguments(init_from=str(tmp_path)), build_task("superclass"), np.full((4, 5), 0.5)
+    )
+    start = AnyECGModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in model.anyecg.state_dict().items())
 
 
 def test_the_fine_tuning_command_ends_with_labels_thresholds_and_an_extractor(classifier):
@@ -265,8 +286,8 @@ _CLASSES = {
         tokenization.train.CodebookArguments, AnyECGTrainingArguments,
     ),
     "pretrain": (
-        ModelArguments, DataArguments, training.pretrain.AugmentationArguments, training.pretrain.MaskedCodeArguments,
-        AnyECGTrainingArguments,
+        ModelArguments, ExtractorArguments, DataArguments, training.pretrain.AugmentationArguments,
+        training.pretrain.ObjectiveArguments, AnyECGTrainingArguments,
     ),
     "finetune": _FINETUNE_CLASSES,
     "statements": _FINETUNE_CLASSES,

@@ -17,7 +17,7 @@ import torch
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
 from .dataset_rows import read_row
-from .masking import mask_record
+from .masking import PATTERN_SHARES, mask_record
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,10 @@ class AugmentationArguments:
     gain_range: float = 0.0  # all leads times a factor between 1 - this and 1 + this
     noise_mv: float = 0.0  # white noise of a standard deviation up to this
     lead_subset_probability: float = 0.0  # of a record to keep only 1, 2, 3, 6 or 8 random leads
+    max_leads: int = 0  # of a record with more leads so many random ones are kept, which costs as much less
 
     def __post_init__(self):
-        for name in ("max_shift_seconds", "gain_range", "noise_mv", "lead_subset_probability"):
+        for name in ("max_shift_seconds", "gain_range", "noise_mv", "lead_subset_probability", "max_leads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)}: accepted are 0 (off) and above.")
         if self.lead_subset_probability > 1 or self.gain_range >= 1:
@@ -57,7 +58,7 @@ class ECGCollator:
         window_seconds (`float`): longer records are cut to this, at random where items have a seed, else in the middle.
         augmentation: for items with a seed; None = none.
         mask_ratio (`float`, *optional*): adds `bool_masked_pos`; None = no masks.
-        mask_pattern (`str`, *optional*): of all masks; None draws one a record.
+        mask_pattern (`str`, *optional*): of all masks; None draws one a record with `mask_shares`.
         with_demography (`bool`): adds `age` (years), `sex` (0 male, 1 female), `weight` (kg), NaN where unknown.
     """
 
@@ -69,6 +70,7 @@ class ECGCollator:
         augmentation: AugmentationArguments | None = None,
         mask_ratio: float | None = None,
         mask_pattern: str | None = None,
+        mask_shares: Sequence[float] = PATTERN_SHARES,
         with_demography: bool = False,
     ):
         self.extractor = extractor
@@ -76,7 +78,8 @@ class ECGCollator:
         self.window_seconds = window_seconds
         self.window_patches = max(1, round(window_seconds * extractor.sampling_rate / self.patch_size))
         self.augmentation = augmentation or AugmentationArguments()
-        self.mask_ratio, self.mask_pattern, self.with_demography = mask_ratio, mask_pattern, with_demography
+        self.mask_ratio, self.mask_pattern, self.mask_shares = mask_ratio, mask_pattern, mask_shares
+        self.with_demography = with_demography
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
         """Return `input_values` (B, L, T), `lead_ids` (B, L), `attention_mask` (B, L, P) and what was asked for.
@@ -198,10 +201,12 @@ class ECGCollator:
         """Remove leads of some records: whether, how many and which says each one's seed."""
         for feature, item in zip(features, items, strict=True):
             generator, probability = _generator(item, "leads"), self.augmentation.lead_subset_probability
-            if generator is None or probability == 0 or generator.random() >= probability:
+            if generator is None:
                 continue
-            num_kept = int(generator.choice(LEAD_SUBSET_SIZES))
             usable = np.flatnonzero(feature["attention_mask"].any(axis=1))
+            num_kept = self.augmentation.max_leads or len(usable)
+            if probability and generator.random() < probability:
+                num_kept = min(num_kept, int(generator.choice(LEAD_SUBSET_SIZES)))
             if len(usable) > num_kept:
                 kept = np.sort(generator.permutation(usable)[:num_kept])
                 feature.update({name: value[kept] for name, value in feature.items()})
@@ -209,7 +214,9 @@ class ECGCollator:
     def _hidden(self, feature: dict, item: dict) -> np.ndarray:
         generator = _generator(item, "mask") or np.random.default_rng((EVAL_MASK_SEED, item["index"]))
         pattern = item.get("mask_pattern") or self.mask_pattern
-        return mask_record(feature["attention_mask"], generator, ratio=self.mask_ratio, pattern=pattern)
+        return mask_record(
+            feature["attention_mask"], generator, ratio=self.mask_ratio, pattern=pattern, shares=self.mask_shares
+        )
 
     def _pad(self, features: list[dict]) -> dict[str, np.ndarray]:
         shapes = {feature["input_values"].shape for feature in features}

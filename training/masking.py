@@ -1,4 +1,4 @@
-"""Which patches masked-code pretraining hides: random ones, whole seconds of all leads, or whole leads.
+"""Which patches pretraining hides: random ones, whole seconds of all leads (scattered, or one span), or whole leads.
 
 Random patches can often be read from another limb lead of the same second (III = II - I); whole seconds cannot, and
 whole leads teach what leads have to do with each other. Hence the mixture.
@@ -6,14 +6,21 @@ whole leads teach what leads have to do with each other. Hence the mixture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-PATTERNS = ("random", "time", "lead")
-PATTERN_SHARES = (0.5, 0.25, 0.25)
+PATTERNS = ("random", "time", "lead", "span")
+PATTERN_SHARES = (0.5, 0.25, 0.25, 0.0)
 
 
 def mask_record(
-    attention_mask: np.ndarray, generator: np.random.Generator, *, ratio: float = 0.5, pattern: str | None = None
+    attention_mask: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    ratio: float = 0.5,
+    pattern: str | None = None,
+    shares: Sequence[float] = PATTERN_SHARES,
 ) -> np.ndarray:
     """Return what is hidden of one record: bool `(num_leads, num_patches)`, True = hidden.
 
@@ -25,8 +32,9 @@ def mask_record(
         attention_mask (`np.ndarray` of shape `(num_leads, num_patches)`): 1 real, 0 absent or unusable.
         generator: the only source of randomness.
         ratio (`float`): share to hide, above 0 and below 1.
-        pattern: "random" patches, "time" columns, whole "lead"s; None draws one with shares 1/2, 1/4, 1/4. Where a
-            record has only one column (or one lead) to hide, random patches are hidden instead.
+        pattern: "random" patches, "time" columns, whole "lead"s, or a "span" of neighbouring columns; None draws one.
+            Where a record has only one column (or one lead) to hide, random patches are hidden instead.
+        shares: how often each of `PATTERNS` is drawn; they sum to 1.
 
     Raises:
         ValueError: `ratio` out of range, or an unknown `pattern`.
@@ -34,14 +42,15 @@ def mask_record(
     if not 0.0 < ratio < 1.0:
         raise ValueError(f"Mask ratio {ratio}: accepted are numbers above 0 and below 1.")
     if pattern is None:
-        pattern = PATTERNS[generator.choice(len(PATTERNS), p=PATTERN_SHARES)]
+        pattern = PATTERNS[generator.choice(len(PATTERNS), p=shares)]
     if pattern not in PATTERNS:
         raise ValueError(f"Mask pattern {pattern!r} is unknown. Accepted: {', '.join(PATTERNS)}.")
     real = attention_mask.astype(bool)
-    units = {"random": real, "time": real.any(axis=0), "lead": real.any(axis=1)}[pattern]
+    columns = real.any(axis=0)
+    units = {"random": real, "time": columns, "lead": real.any(axis=1), "span": columns}[pattern]
     if units.sum() < 2:
         units, pattern = real, "random"
-    hidden = _hide_some(units, generator, ratio)
+    hidden = (_hide_span if pattern == "span" else _hide_some)(units, generator, ratio)
     if pattern == "lead":
         hidden = hidden[:, None]
     return np.broadcast_to(hidden, real.shape) & real
@@ -51,8 +60,20 @@ def _hide_some(units: np.ndarray, generator: np.random.Generator, ratio: float) 
     """Return a mask like `units` with about `ratio` of its True entries, between one and all but one of them."""
     hidden = np.zeros(units.shape, dtype=bool)
     candidates = np.flatnonzero(units)
-    if len(candidates) < 2:
-        return hidden
-    num_hidden = min(max(round(ratio * len(candidates)), 1), len(candidates) - 1)
-    hidden.flat[generator.choice(candidates, num_hidden, replace=False)] = True
+    if len(candidates) >= 2:
+        hidden.flat[generator.choice(candidates, _num_hidden(len(candidates), ratio), replace=False)] = True
     return hidden
+
+
+def _hide_span(units: np.ndarray, generator: np.random.Generator, ratio: float) -> np.ndarray:
+    """Return a mask like `units` (columns) with neighbouring True entries hidden, as many as `_hide_some` would."""
+    hidden = np.zeros(units.shape, dtype=bool)
+    candidates = np.flatnonzero(units)
+    num_hidden = _num_hidden(len(candidates), ratio)
+    first = int(generator.integers(len(candidates) - num_hidden + 1))
+    hidden[candidates[first : first + num_hidden]] = True
+    return hidden
+
+
+def _num_hidden(num_candidates: int, ratio: float) -> int:
+    return min(max(round(ratio * num_candidates), 1), num_candidates - 1)

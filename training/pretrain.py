@@ -1,10 +1,10 @@
-"""Masked-code pretraining of the backbone (stage two):
+"""Pretrain the backbone on records without labels (stage two):
 
     accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --quantizer DIR
+    accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --objective latents
 
-A frozen quantizer turns each record into codes as it comes out of the augmentation; the backbone predicts the codes of
-hidden patches. The code head starts at the log frequencies of the codes. Evaluation on fold 9 gives cross-entropy and
-accuracy for each mask pattern beside what the code frequencies alone would reach.
+What is learned is an objective, a file of `training/objectives`: masked rhythm codes (the paper), masked waveform,
+contrast (ECG-FM), prediction of latents (JEPA). Evaluation on fold 9 gives the objective's figures for each mask pattern.
 """
 
 from __future__ import annotations
@@ -14,86 +14,72 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
-from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
+from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
+from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
-from .arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
+from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
 from .checkpointing import load_extractor, project_path, save_final, write_json
 from .collate import AugmentationArguments, ECGCollator
 from .data import DataArguments, ECGDataset, load_splits
-from .masking import PATTERNS
+from .masking import PATTERN_SHARES, PATTERNS
+from .objectives import CodeBaselines, Contrastive, LatentPrediction, MaskedCodes, MaskedWaveform, Objective
 from .splits import spread_order
 from .trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-SMOOTHING = 0.5  # added to each code's count, so that an unseen code has a finite log frequency
+OBJECTIVES = {
+    "masked_codes": AnyECGForMaskedCodeModeling,
+    "masked_waveform": AnyECGForLeadReconstruction,
+    "contrastive": AnyECGModel,
+    "latents": AnyECGModel,
+}  # and the model that each trains
 
 
 @dataclass
-class MaskedCodeArguments:
-    """Where the codes come from, what is hidden, and what stands in for the quantizer's view of the records."""
+class ObjectiveArguments:
+    """What is learned, what is hidden, and for masked codes where the codes come from."""
 
+    objective: str = field(default="masked_codes", metadata={"help": ", ".join(OBJECTIVES)})
     quantizer: str | None = field(default=None, metadata={"help": "folder of the trained rhythm quantizer"})
     mask_ratio: float = field(default=0.5, metadata={"help": "share of patches, columns or leads to hide"})
+    mask_shares: list[float] = field(
+        default_factory=lambda: list(PATTERN_SHARES),
+        metadata={"help": f"how often each pattern is drawn: {', '.join(PATTERNS)}"},
+    )
     unigram_records: int = field(default=2000, metadata={"help": "training records that give the code frequencies"})
 
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"--objective {self.objective!r} is unknown. Accepted: {', '.join(OBJECTIVES)}.")
+        if len(self.mask_shares) != len(PATTERNS) or min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
+            raise ValueError(
+                f"--mask_shares {self.mask_shares}: give a share for each of {', '.join(PATTERNS)}, together 1."
+            )
 
-class MaskedCodeTrainer(AnyECGTrainer):
-    """Trainer whose labels are the quantizer's codes where patches are hidden, -100 elsewhere."""
 
-    def __init__(self, *args, quantizer: AnyECGRhythmQuantizer, log_unigram: torch.Tensor, **kwargs):
-        self.log_unigram = log_unigram
-        super().__init__(
-            *args, compute_metrics=self._figures, preprocess_logits_for_metrics=self._per_record_sums, **kwargs
-        )
-        self.quantizer = quantizer.eval().requires_grad_(False).to(self.args.device)
-        self.log_unigram = log_unigram.to(self.args.device)
+class PretrainTrainer(AnyECGTrainer):
+    """Trainer of an objective: evaluation keeps sums a record, logits of a whole fold would fill the memory."""
 
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
-        if "labels" in inputs:
-            return inputs
-        with torch.no_grad(), self.compute_loss_context_manager():
-            codes = self.quantizer.encode(inputs["input_values"], inputs["lead_ids"], inputs["attention_mask"])
-        return inputs | {"labels": codes.masked_fill(~inputs["bool_masked_pos"], IGNORED)}
+    def __init__(self, model: Objective, *args, **kwargs):
+        super().__init__(model, *args, logged=model.logged, compute_metrics=self._figures, **kwargs)
+        self.objective = model
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        # the Trainer asks whether there are labels before it prepares the inputs
-        return super().prediction_step(model, self._prepare_inputs(inputs), prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        return outputs["loss"].detach(), outputs["sums"].double(), inputs["lead_ids"][:, 0]  # the library wants labels
 
-    def _per_record_sums(self, logits, labels):
-        """Return `(B, 5)`: hidden patches, their cross-entropy, hits, and both again for the code frequencies alone."""
-        if isinstance(logits, tuple):
-            logits = logits[0]
-        hidden = labels != IGNORED
-        codes = labels.clamp(min=0)
-        log_probabilities = logits.float().log_softmax(-1)
-        parts = (
-            torch.ones_like(codes, dtype=torch.float32),
-            -log_probabilities.gather(-1, codes[..., None])[..., 0],
-            (logits.argmax(-1) == codes).float(),
-            -self.log_unigram[codes],
-            (codes == self.log_unigram.argmax()).float(),
-        )
-        return torch.stack([(part * hidden).sum((1, 2)) for part in parts], dim=1)
-
-    @staticmethod
-    def _figures(prediction) -> dict[str, float]:
-        num, cross_entropy, hits, unigram, unigram_hits = prediction.predictions.astype(np.float64).sum(axis=0)
-        return {
-            "cross_entropy": cross_entropy / num,
-            "accuracy": hits / num,
-            "unigram_cross_entropy": unigram / num,
-            "unigram_accuracy": unigram_hits / num,
-        }
+    def _figures(self, prediction) -> dict[str, float]:
+        return self.objective.figures(torch.from_numpy(prediction.predictions))
 
 
 class FixedPattern(Dataset):
@@ -110,62 +96,87 @@ class FixedPattern(Dataset):
 
 
 @torch.no_grad()
-def count_codes(quantizer: AnyECGRhythmQuantizer, records: Dataset, collator: ECGCollator, *, batch_size: int = 32):
-    """Return how often each code occurs in `records`, float64 `(codebook_size,)`."""
-    quantizer.eval()
-    counts = torch.zeros(quantizer.config.codebook_size, dtype=torch.float64)
+def code_baselines(
+    quantizer: AnyECGRhythmQuantizer, records: Dataset, collator: ECGCollator, *, batch_size: int = 32
+) -> CodeBaselines:
+    """Return frequencies and agreement of the codes of `records`."""
+    baselines = CodeBaselines(quantizer.config.codebook_size, quantizer.config.num_lead_ids)
     for batch in torch.utils.data.DataLoader(records, batch_size=batch_size, collate_fn=collator):
-        inputs = (batch[name].to(quantizer.device) for name in ("input_values", "lead_ids", "attention_mask"))
-        codes = quantizer.encode(*inputs)
-        counts += torch.bincount(codes[codes >= 0].cpu(), minlength=len(counts))
-    return counts
+        inputs = [batch[name].to(quantizer.device) for name in ("input_values", "lead_ids", "attention_mask")]
+        baselines.add(quantizer.encode(*inputs), batch["lead_ids"])
+    return baselines
 
 
-def log_frequencies(counts: torch.Tensor) -> torch.Tensor:
-    """Return the smoothed log share of each code, float32."""
-    smoothed = counts + SMOOTHING
-    return (smoothed / smoothed.sum()).log().float()
-
-
-def build_model(
-    model_args: ModelArguments, codebook_size: int, log_unigram: torch.Tensor
-) -> AnyECGForMaskedCodeModeling:
-    """Return the backbone with its code head, from `init_from` or new; a new head starts at the code frequencies."""
+def build_model(model_args: ModelArguments, objective: str, **overrides) -> PreTrainedModel:
+    """Return the model that the objective trains, from `init_from` or new."""
+    model_class = OBJECTIVES[objective]
     if model_args.init_from:
-        model = AnyECGForMaskedCodeModeling.from_pretrained(model_args.init_from, codebook_size=codebook_size)
-    else:
-        config = AnyECGConfig.from_preset(
-            model_args.preset, **{**model_args.overrides(), "codebook_size": codebook_size}
-        )
-        model = AnyECGForMaskedCodeModeling(config)
+        return model_class.from_pretrained(model_args.init_from, new_head=True, **overrides)
+    return model_class(AnyECGConfig.from_preset(model_args.preset, **{**model_args.overrides(), **overrides}))
+
+
+def build_objective(model_args, objective_args, args, *, train: ECGDataset, collator: ECGCollator) -> Objective:
+    """Return the objective of one run with its freshly started (or given) model.
+
+    Raises:
+        ValueError: masked codes without a quantizer.
+    """
+    if objective_args.objective == "masked_codes":
+        return _masked_codes(model_args, objective_args, args, train, collator)
+    set_seed(args.seed)
+    model = build_model(model_args, objective_args.objective)
+    return {"masked_waveform": MaskedWaveform, "contrastive": Contrastive, "latents": LatentPrediction}[
+        objective_args.objective
+    ](model)
+
+
+def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCodes:
+    quantizer = AnyECGRhythmQuantizer.from_pretrained(_quantizer_folder(objective_args)).eval()
+    baselines = code_baselines(quantizer, _sample(train, objective_args.unigram_records), collator)
+    set_seed(args.seed)
+    model = build_model(model_args, "masked_codes", codebook_size=quantizer.config.codebook_size)
+    if not model_args.init_from:
         with torch.no_grad():
-            model.code_head.bias.copy_(log_unigram)
-    return model
+            model.code_head.bias.copy_(baselines.log_unigram)
+    return MaskedCodes(model, quantizer, baselines)
 
 
-def build_trainer(model_args, data_args, augmentation, codes_args, args) -> MaskedCodeTrainer:
+def _quantizer_folder(objective_args: ObjectiveArguments) -> str:
+    if not objective_args.quantizer:
+        raise ValueError("No quantizer: pass --quantizer DIR, the output folder of `python -m tokenization.train`.")
+    return project_path(objective_args.quantizer)
+
+
+def _extractor(model_args, extractor_args, objective_args) -> AnyECGFeatureExtractor:
+    """Return the extractor of the quantizer or of the weights to start from, else a new one."""
+    if objective_args.objective == "masked_codes":
+        return load_extractor(_quantizer_folder(objective_args))
+    if model_args.init_from:
+        return load_extractor(model_args.init_from)
+    config = AnyECGConfig.from_preset(model_args.preset, **model_args.overrides())
+    return AnyECGFeatureExtractor(
+        sampling_rate=config.sampling_rate, patch_size=config.patch_size, **vars(extractor_args)
+    )
+
+
+def build_trainer(model_args, extractor_args, data_args, augmentation, objective_args, args) -> PretrainTrainer:
     """Return the trainer of one run.
 
     Raises:
-        ValueError: no quantizer is named, or its folder is not one.
+        ValueError: masked codes without a quantizer, or a folder that is not one.
     """
-    if not codes_args.quantizer:
-        raise ValueError("No quantizer: pass --quantizer DIR, the output folder of `python -m tokenization.train`.")
-    folder = project_path(codes_args.quantizer)
-    extractor = load_extractor(folder)
-    quantizer = AnyECGRhythmQuantizer.from_pretrained(folder).eval()
+    extractor = _extractor(model_args, extractor_args, objective_args)
     with args.main_process_first(desc="preparing records"):
         train, held_out = load_splits(data_args, extractor, seed=args.seed)
     plain = ECGCollator(extractor, window_seconds=data_args.window_seconds)
-    log_unigram = log_frequencies(count_codes(quantizer, _sample(train, codes_args.unigram_records), plain))
+    objective = build_objective(model_args, objective_args, args, train=train, collator=plain)
     collator = ECGCollator(
-        extractor, window_seconds=data_args.window_seconds, augmentation=augmentation, mask_ratio=codes_args.mask_ratio
-    )
-    set_seed(args.seed)
-    return MaskedCodeTrainer(
-        build_model(model_args, quantizer.config.codebook_size, log_unigram), args, data_collator=collator,
-        train_dataset=train, eval_dataset={pattern: FixedPattern(held_out, pattern) for pattern in PATTERNS},
-        processing_class=extractor, quantizer=quantizer, log_unigram=log_unigram,
+        extractor, window_seconds=data_args.window_seconds, augmentation=augmentation,
+        mask_ratio=objective_args.mask_ratio, mask_shares=objective_args.mask_shares,
+    )  # fmt: skip
+    return PretrainTrainer(
+        objective, args, data_collator=collator, train_dataset=train, processing_class=extractor,
+        eval_dataset={pattern: FixedPattern(held_out, pattern) for pattern in objective.patterns},
     )  # fmt: skip
 
 
@@ -176,7 +187,15 @@ def _sample(dataset: ECGDataset, num_records: int) -> ECGDataset:
 
 def main(argv: Sequence[str]) -> None:
     instances = parse_recipe(
-        argv, (ModelArguments, DataArguments, AugmentationArguments, MaskedCodeArguments, AnyECGTrainingArguments)
+        argv,
+        (
+            ModelArguments,
+            ExtractorArguments,
+            DataArguments,
+            AugmentationArguments,
+            ObjectiveArguments,
+            AnyECGTrainingArguments,
+        ),
     )
     args = instances[-1]
     trainer = build_trainer(*instances)
@@ -185,7 +204,7 @@ def main(argv: Sequence[str]) -> None:
     run_training(trainer, arguments=instances)
     report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
     if trainer.is_world_process_zero():
-        save_final(trainer.model, trainer.processing_class, args.output_dir)
+        save_final(trainer.objective.finished_model(), trainer.processing_class, args.output_dir)
         write_json(Path(args.output_dir) / "results.json", report)
     finish(trainer)
 

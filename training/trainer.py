@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from .checkpointing import finished_steps, last_checkpoint, mark_finished, save_arguments, steps_of
 from .data import EpochSampler
+from .objectives import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,17 @@ class AnyECGTrainer(Trainer):
         if model.training:
             self._note_parts(outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        """Return over how many items the means of the loss go, over all micro-batches and processes, by name.
+
+        So the loss of a step does not depend on how its batch is divided. None where the model does not count.
+        """
+        if not hasattr(self.model, "count_items") or not batch_samples:
+            return None
+        counts = [self.model.count_items(batch) for batch in batch_samples]
+        totals = {name: sum(count[name] for count in counts).to(device) for name in counts[0]}
+        return self.accelerator.reduce(totals, reduction="sum")
 
     def _note_parts(self, outputs) -> None:
         for name in self.logged:
@@ -269,7 +281,7 @@ def layer_of(name: str) -> int | None:
 
 
 class _StepCallback(TrainerCallback):
-    """What the Trainer's loop has no method for: epoch to the sampler, gradients looked at, average moved."""
+    """What the Trainer's loop has no method for: epoch to the sampler, gradients looked at, average and teacher moved."""
 
     def __init__(self, trainer: AnyECGTrainer):
         self.trainer = trainer
@@ -285,7 +297,13 @@ class _StepCallback(TrainerCallback):
                 "checkpoints are kept. Lower --learning_rate or raise --warmup_steps."
             )
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        if isinstance(self.trainer.model, Objective):
+            self.trainer.model.progress = state.global_step / max(1, state.max_steps)
+
     def on_optimizer_step(self, args, state, control, **kwargs):
+        if isinstance(self.trainer.model, Objective):
+            self.trainer.model.after_step()
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.model, step=state.global_step + 1)
 

@@ -1,0 +1,80 @@
+"""What every pretraining objective has: a backbone, a loss from one masked batch, figures of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class Objective(nn.Module):
+    """A network with its loss, as the Trainer takes it: `forward(**batch)` returns a dictionary with `loss`.
+
+    A batch holds `input_values` (B, L, T) in millivolt, `lead_ids` (B, L), `attention_mask` (B, L, P) and
+    `bool_masked_pos` (B, L, P), True = hidden; with the codes already known also `labels` (B, L, P).
+
+    Attributes:
+        model (`PreTrainedModel`): what is trained; a sub-class may hold more than ends in the checkpoint.
+        logged (sequence of `str`): keys of the output that are logged beside the loss.
+        patterns (sequence of `str`): mask patterns that an evaluation goes through, see `training.masking`.
+    """
+
+    logged: Sequence[str] = ()
+    patterns: Sequence[str] = ("random", "time", "lead")
+    model: PreTrainedModel
+    progress = 0.0  # of the run, from 0 to 1: set before each step
+
+    def forward(self, **batch) -> dict[str, torch.Tensor]:
+        """Return `loss`, the parts that are logged and, outside training, `sums`: (B, n), what `figures` is made of.
+
+        `num_items_in_batch` (`dict`, *optional*): over how many items the means go, where that is not this batch alone.
+        """
+        raise NotImplementedError
+
+    def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Return over how many items the means of the loss go, by name; none where each record counts the same."""
+        return {"hidden": scored_positions(batch).sum()}
+
+    def figures(self, sums: torch.Tensor) -> dict[str, float]:
+        """Return the figures of an evaluation from the `sums` of all records, float64 `(records, n)`."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimizer step: for a teacher that follows."""
+
+    def finished_model(self) -> PreTrainedModel:
+        """Return the model that the run ends with."""
+        return self.model
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None) -> None:
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def real_positions(batch: Batch) -> torch.Tensor:
+    """Return where a batch holds a real patch, bool `(B, L, P)`."""
+    return batch["attention_mask"].bool() & (batch["lead_ids"] > 0)[..., None]
+
+
+def scored_positions(batch: Batch) -> torch.Tensor:
+    """Return the patches that are hidden and real, bool `(B, L, P)`."""
+    return batch["bool_masked_pos"].bool() & real_positions(batch)
+
+
+def mean_over(values: torch.Tensor, where: torch.Tensor, num_items: torch.Tensor | None) -> torch.Tensor:
+    """Return the sum of `values` where `where` is True, over `num_items` (default: as many as are True)."""
+    count = where.sum() if num_items is None else num_items
+    return (values * where).sum() / torch.as_tensor(count, device=values.device).clamp(min=1e-6)
+
+
+def sums_by_record(parts: Sequence[torch.Tensor], where: torch.Tensor) -> torch.Tensor:
+    """Return `(B, 1 + len(parts))`: how many positions of each record count, and the sum of each part over them."""
+    masked = [where.float(), *(part.float() * where for part in parts)]
+    return torch.stack([part.flatten(1).sum(1) for part in masked], dim=1)

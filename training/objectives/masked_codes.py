@@ -1,0 +1,113 @@
+"""Masked rhythm codes: predict the quantizer's code of each hidden patch. Source: AnyECG, stage 2, L_mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
+from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
+
+from .base import Batch, Objective, mean_over, scored_positions, sums_by_record
+
+IGNORED = -100
+
+
+class MaskedCodes(Objective):
+    """Cross-entropy over the codes of hidden patches, beside what two rules reach that learn nothing of the signal.
+
+    Args:
+        model: the backbone with its code head.
+        quantizer: gives the codes of batches that do not bring them (`labels`); frozen, no part of the weights.
+        baselines: of the training records, see `CodeBaselines`.
+    """
+
+    def __init__(self, model: AnyECGForMaskedCodeModeling, quantizer: AnyECGRhythmQuantizer, baselines: CodeBaselines):
+        super().__init__()
+        self.model, self.baselines = model, baselines
+        self._frozen = (quantizer.eval().requires_grad_(False),)  # in a tuple: neither saved nor moved nor trained
+
+    def forward(self, num_items_in_batch=None, **batch):
+        where = scored_positions(batch)
+        codes = self.codes_of(batch)
+        logits = self.model(
+            batch["input_values"], batch["lead_ids"], batch["attention_mask"], batch["bool_masked_pos"]
+        ).logits
+        cross_entropy = nn.functional.cross_entropy(
+            logits.flatten(0, 2).float(), codes.masked_fill(~where, IGNORED).flatten(), reduction="none"
+        ).view(codes.shape)
+        loss = mean_over(cross_entropy, where, num_items_in_batch and num_items_in_batch["hidden"])
+        if self.training:
+            return {"loss": loss}
+        hits = logits.argmax(-1) == codes
+        return {"loss": loss, "sums": sums_by_record([cross_entropy, hits, *self.baselines(codes, batch)], where)}
+
+    @torch.no_grad()
+    def codes_of(self, batch: Batch) -> torch.Tensor:
+        """Return the codes `(B, L, P)`, those that the batch brings or those that the quantizer gives it."""
+        if "labels" in batch:
+            return batch["labels"]
+        quantizer = self._frozen[0].to(batch["input_values"].device)
+        return quantizer.encode(batch["input_values"], batch["lead_ids"], batch["attention_mask"])
+
+    def figures(self, sums):
+        num, cross_entropy, hits, unigram, unigram_hits, copy_hits = sums.sum(0).tolist()
+        return {
+            "cross_entropy": cross_entropy / num,
+            "accuracy": hits / num,
+            "unigram_cross_entropy": unigram / num,
+            "unigram_accuracy": unigram_hits / num,
+            "lead_copy_accuracy": copy_hits / num,
+        }
+
+
+class CodeBaselines:
+    """Two predictions of a hidden code without a network: the frequency of codes, and the code of another lead.
+
+    Attributes:
+        log_unigram (`torch.Tensor` of shape `(K,)`): smoothed log share of each code.
+        agreement (`torch.Tensor` of shape `(lead ids, lead ids)`): share of seconds in which two leads have one code.
+    """
+
+    SMOOTHING = 0.5  # added to each code's count, so that an unseen code has a finite log frequency
+
+    def __init__(self, codebook_size: int, num_lead_ids: int):
+        self.counts = torch.zeros(codebook_size, dtype=torch.float64)
+        self._agreeing = torch.zeros(num_lead_ids, num_lead_ids, dtype=torch.float64)
+        self._together = torch.zeros_like(self._agreeing)
+
+    def add(self, codes: torch.Tensor, lead_ids: torch.Tensor) -> None:
+        """Count the codes `(B, L, P)`, below 0 where there is none, of leads `(B, L)`."""
+        codes, lead_ids = codes.cpu(), lead_ids.cpu()
+        self.counts += torch.bincount(codes[codes >= 0], minlength=len(self.counts))
+        both = (codes[:, :, None] >= 0) & (codes[:, None] >= 0)  # (B, L, L, P)
+        same = both & (codes[:, :, None] == codes[:, None])
+        pairs = (
+            lead_ids[:, :, None].expand(both.shape[:3]).flatten(),
+            lead_ids[:, None].expand(both.shape[:3]).flatten(),
+        )
+        self._agreeing.index_put_(pairs, same.sum(-1).double().flatten(), accumulate=True)
+        self._together.index_put_(pairs, both.sum(-1).double().flatten(), accumulate=True)
+
+    @property
+    def log_unigram(self) -> torch.Tensor:
+        smoothed = self.counts + self.SMOOTHING
+        return (smoothed / smoothed.sum()).log().float()
+
+    @property
+    def agreement(self) -> torch.Tensor:
+        return (self._agreeing / self._together.clamp(min=1)).fill_diagonal_(0).float()
+
+    def __call__(self, codes: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return unigram cross-entropy, unigram hits and lead-copy hits at each position, `(B, L, P)` each.
+
+        Lead copy: the code of the visible lead of the same second that agrees most often with the hidden one; where
+        all leads are hidden, the most frequent code.
+        """
+        log_unigram, agreement = self.log_unigram.to(codes.device), self.agreement.to(codes.device)
+        most_frequent = log_unigram.argmax()
+        lead_ids, visible = batch["lead_ids"], (codes >= 0) & ~batch["bool_masked_pos"].bool()
+        score = agreement[lead_ids[:, :, None], lead_ids[:, None]][..., None] * visible[:, None]  # (B, L, L, P)
+        best, source = score.max(2)
+        copied = torch.where(best > 0, codes.gather(1, source), most_frequent)
+        return -log_unigram[codes.clamp(min=0)], codes == most_frequent, codes == copied
