@@ -249,3 +249,24 @@ def test_a_gap_in_one_lead_changes_nothing_in_another():
 
 def test_a_lead_without_any_value_becomes_zeros():
     np.testing.assert_array_equal(signal_ops.fill_gaps(np.full((1, 5), np.nan)), np.zeros((1, 5)))
+
+
+# Denoising
+
+
+def test_denoising_takes_white_noise_out_and_leaves_the_beats():
+    pytest.importorskip("pywt")
+    clean = analytic_ecg(sampling_rate=300).astype(np.float32)
+    noisy = clean + np.random.default_rng(0).normal(0, 0.05, clean.shape).astype(np.float32)
+    left = signal_ops.denoise(noisy) - clean
+    assert np.std(left) < 0.65 * np.std(noisy - clean)
+    assert np.ptp(signal_ops.denoise(clean), axis=1) == pytest.approx(np.ptp(clean, axis=1), rel=0.01)
+
+
+def test_denoising_treats_each_lead_alone_and_keeps_the_length():
+    pytest.importorskip("pywt")
+    signal = np.random.default_rng(0).normal(0, 0.3, (3, 3001)).astype(np.float32)
+    together = signal_ops.denoise(signal)
+    assert together.shape == signal.shape and together.dtype == np.float32
+    assert np.array_equal(together[1:2], signal_ops.denoise(signal[1:2]))
+    assert not np.any(signal_ops.denoise(np.zeros((1, 300), np.float32)))

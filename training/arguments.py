@@ -88,6 +88,7 @@ class ExtractorArguments:
 
     lowcut_hz: float | None = 0.5
     highcut_hz: float | None = 40.0
+    denoise: bool = False
     clip_mv: float | None = 5.0
 
 
