@@ -15,7 +15,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
@@ -28,7 +28,7 @@ from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
 from .data import DataArguments, ECGDataset, list_sources, load_folds, with_task
 from .inference import embed_records, predict_logits
-from .labels import MULTI, REGRESSION, Task, build_task
+from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import (
     can_score_superclasses,
     class_auprc,
@@ -117,16 +117,21 @@ def _multi_label_report(model, records: ECGDataset, task: Task, probabilities: n
 
 
 def _intervals(logits: np.ndarray, records: ECGDataset, task: Task, num_resamples: int) -> dict:
-    patients, intervals = records.column("patient_id"), {}
-    for name in ("macro_auroc", "superclass_auroc"):
-        if name not in task_metrics(task, logits, records.targets):
-            continue
+    targets, patients, logits = records.targets, records.column("patient_id"), logits.astype(np.float64)
+    probabilities = expit(logits)
+    if task.problem_type == SINGLE:
+        targets, probabilities = np.eye(len(task.names))[targets.astype(int)], softmax(logits, axis=-1)
 
-        def figure(indices: np.ndarray, name: str = name) -> float:
-            return task_metrics(task, logits[indices], records.targets[indices])[name]
+    def macro_auroc(indices: np.ndarray) -> float:
+        return mean_of_scored(class_auroc(targets[indices], probabilities[indices]))
 
-        intervals[name] = patient_bootstrap(patients, figure, num_resamples=num_resamples)
-    return intervals
+    def superclass_auroc(indices: np.ndarray) -> float:
+        return superclass_metrics(targets[indices], probabilities[indices], task.names)["superclass_auroc"]
+
+    figures = {"macro_auroc": macro_auroc}
+    if task.problem_type == MULTI and can_score_superclasses(task.names):
+        figures["superclass_auroc"] = superclass_auroc
+    return {name: patient_bootstrap(patients, figure, num_resamples=num_resamples) for name, figure in figures.items()}
 
 
 def linear_probe(

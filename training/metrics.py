@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score, f1_score
 
 from .labels import MULTI, REGRESSION, SINGLE, SUPERCLASSES, Task, superclass_members
 
@@ -25,10 +26,15 @@ def scored_classes(targets: np.ndarray, *, min_positives: int = 1) -> np.ndarray
 
 
 def class_auroc(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the AUROC of each class, `(classes,)`, NaN where a class has only one outcome."""
-    result = np.full(targets.shape[1], np.nan)
-    for column in scored_classes(targets):
-        result[column] = roc_auc_score(targets[:, column], scores[:, column])
+    """Return the AUROC of each class, `(classes,)`, NaN where a class has only one outcome.
+
+    By the ranks of the positives (Mann & Whitney), all classes at once: a bootstrap calls this a thousand times.
+    """
+    columns, result = scored_classes(targets), np.full(targets.shape[1], np.nan)
+    is_positive = targets[:, columns] > 0
+    positives = is_positive.sum(axis=0)
+    rank_sums = (rankdata(scores[:, columns], axis=0) * is_positive).sum(axis=0)
+    result[columns] = (rank_sums - positives * (positives + 1) / 2) / (positives * (len(targets) - positives))
     return result
 
 
