@@ -300,3 +300,17 @@ def test_a_new_head_does_not_excuse_a_missing_weight_of_the_backbone(tmp_path):
 def test_any_number_of_leads_and_patches_runs(num_leads, num_patches):
     states = run(BACKBONE, make_model(BACKBONE), make_batch(1, num_leads, num_patches))
     assert states.shape == (1, num_leads, num_patches, 32) and states.isfinite().all()
+
+
+def test_without_the_amplitude_feature_the_stem_divides_a_gain_out():
+    """GroupNorm leaves hardly anything of a gain; the amplitude feature brings it back."""
+    changes = {}
+    for has_amplitude in (True, False):
+        torch.manual_seed(0)
+        config = AnyECGConfig.from_preset("tiny", stem_amplitude=has_amplitude)
+        stem = AnyECGModel(config).eval().embeddings.stem
+        signal, visible = torch.randn(1, 2, 600), torch.ones(1, 2, 2, dtype=torch.bool)
+        with torch.no_grad():
+            plain, louder = stem(signal, visible), stem(signal * 4, visible)
+        changes[has_amplitude] = ((louder - plain).norm() / plain.norm()).item()
+    assert changes[False] < 0.25 < changes[True]

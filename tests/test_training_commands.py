@@ -15,7 +15,7 @@ import training.finetune
 import training.pretrain
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
-from training.arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
+from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
 from training.checkpointing import save_arguments, write_json
 from training.data import DataArguments
 from training.labels import build_task
@@ -121,9 +121,8 @@ def test_the_pretraining_command_reports_each_mask_pattern_beside_the_code_frequ
 def test_the_code_head_starts_at_the_log_frequencies_of_the_codes(quantizer, cache, tmp_path):
     instances = parse_recipe(
         _argv("smoke_pretrain.yaml", tmp_path, cache, "--quantizer", str(quantizer), "--unigram_records", "8"),
-        (ModelArguments, ExtractorArguments, DataArguments, training.pretrain.AugmentationArguments,
-         training.pretrain.ObjectiveArguments, AnyECGTrainingArguments),
-    )  # fmt: skip
+        training.pretrain.ARGUMENTS,
+    )
     objective = training.pretrain.build_trainer(*instances).objective
     bias = objective.model.code_head.bias.detach()
     assert torch.equal(bias, objective.baselines.log_unigram) and bias.exp().sum().item() == pytest.approx(1, abs=1e-4)
@@ -246,13 +245,7 @@ def test_an_unknown_name_in_a_recipe_is_an_error_that_names_it(tmp_path):
 
 def test_an_unknown_name_on_the_command_line_is_an_error_that_names_it():
     with pytest.raises(ValueError, match="'max_step'.*command line.*'max_steps'"):
-        parse_recipe([str(RECIPES / "smoke_finetune.yaml"), "--max_step", "3"], _FINETUNE_CLASSES)
-
-
-_FINETUNE_CLASSES = (
-    ModelArguments, training.finetune.ExtractorArguments, DataArguments, training.finetune.AugmentationArguments,
-    training.finetune.TaskArguments, AnyECGTrainingArguments,
-)  # fmt: skip
+        parse_recipe([str(RECIPES / "smoke_finetune.yaml"), "--max_step", "3"], training.finetune.ARGUMENTS)
 
 
 def test_the_command_line_wins_over_the_recipe(tmp_path):
@@ -274,24 +267,18 @@ def test_a_command_without_a_recipe_says_how_to_give_one(tmp_path):
 
 def test_help_lists_the_options_of_all_parts(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_recipe(["--help"], _FINETUNE_CLASSES)
+        parse_recipe(["--help"], training.finetune.ARGUMENTS)
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(name in text for name in ("RECIPE.yaml", "--data", "--task", "--layer_decay", "--max_steps"))
 
 
 _CLASSES = {
-    "quantizer": (
-        ModelArguments, tokenization.train.ExtractorArguments, DataArguments, tokenization.train.AugmentationArguments,
-        tokenization.train.CodebookArguments, AnyECGTrainingArguments,
-    ),
-    "pretrain": (
-        ModelArguments, ExtractorArguments, DataArguments, training.pretrain.AugmentationArguments,
-        training.pretrain.ObjectiveArguments, AnyECGTrainingArguments,
-    ),
-    "finetune": _FINETUNE_CLASSES,
-    "statements": _FINETUNE_CLASSES,
-}  # fmt: skip
+    "quantizer": tokenization.train.ARGUMENTS,
+    "pretrain": training.pretrain.ARGUMENTS,
+    "finetune": training.finetune.ARGUMENTS,
+    "statements": training.finetune.ARGUMENTS,
+}
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -361,7 +348,7 @@ def test_a_user_error_ends_the_command_with_one_line_and_code_one(monkeypatch, c
 def test_layer_decay_gives_lower_layers_a_lower_rate(backbone, cache, tmp_path):
     instances = parse_recipe(
         _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--layer_decay", "0.5"),
-        _FINETUNE_CLASSES,
+        training.finetune.ARGUMENTS,
     )
     trainer, _ = training.finetune.build_trainer(*instances)
     rates = {}
@@ -377,7 +364,7 @@ def test_layer_decay_gives_lower_layers_a_lower_rate(backbone, cache, tmp_path):
 
 def test_biases_norms_and_embeddings_do_not_decay(backbone, cache, tmp_path):
     trainer, _ = training.finetune.build_trainer(
-        *parse_recipe(_argv("smoke_finetune.yaml", tmp_path, cache), _FINETUNE_CLASSES)
+        *parse_recipe(_argv("smoke_finetune.yaml", tmp_path, cache), training.finetune.ARGUMENTS)
     )
     names = trainer.get_decay_parameter_names(trainer.model)
     assert "classifier.weight" in names

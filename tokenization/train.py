@@ -52,6 +52,17 @@ class CodebookArguments:
     health_records: int = field(default=600, metadata={"help": "fold-9 records for the final report; 0 = no report"})
 
 
+CONFIG_CLASS = AnyECGQuantizerConfig
+ARGUMENTS = (
+    ModelArguments,
+    ExtractorArguments,
+    DataArguments,
+    AugmentationArguments,
+    CodebookArguments,
+    AnyECGTrainingArguments,
+)
+
+
 class QuantizerTrainer(AnyECGTrainer):
     """Trainer of the quantizer: autoencoder first, codebook by k-means, explained variance in evaluation."""
 
@@ -181,17 +192,7 @@ def save_tokenizer(model: AnyECGRhythmQuantizer, extractor: AnyECGFeatureExtract
 
 
 def main(argv: Sequence[str]) -> None:
-    instances = parse_recipe(
-        argv,
-        (
-            ModelArguments,
-            ExtractorArguments,
-            DataArguments,
-            AugmentationArguments,
-            CodebookArguments,
-            AnyECGTrainingArguments,
-        ),
-    )
+    instances = parse_recipe(argv, ARGUMENTS)
     *_, codebook, args = instances
     trainer = build_trainer(*instances)
     if is_finished(trainer):

@@ -49,6 +49,17 @@ class TaskArguments:
     min_positives: int = field(default=20, metadata={"help": "for --task codes: training records that a label needs"})
 
 
+CONFIG_CLASS = AnyECGConfig
+ARGUMENTS = (
+    ModelArguments,
+    ExtractorArguments,
+    DataArguments,
+    AugmentationArguments,
+    TaskArguments,
+    AnyECGTrainingArguments,
+)
+
+
 def standardised(records: ECGDataset, mean: np.ndarray, std: np.ndarray) -> ECGDataset:
     return records.with_targets(((records.targets - mean) / std).astype(np.float32))
 
@@ -154,17 +165,7 @@ def _set_thresholds(model, task: Task, targets: np.ndarray, probabilities: np.nd
 
 
 def main(argv: Sequence[str]) -> None:
-    instances = parse_recipe(
-        argv,
-        (
-            ModelArguments,
-            ExtractorArguments,
-            DataArguments,
-            AugmentationArguments,
-            TaskArguments,
-            AnyECGTrainingArguments,
-        ),
-    )
+    instances = parse_recipe(argv, ARGUMENTS)
     args = instances[-1]
     trainer, task = build_trainer(*instances)
     if is_finished(trainer):

@@ -65,6 +65,17 @@ class ObjectiveArguments:
             )
 
 
+CONFIG_CLASS = AnyECGConfig
+ARGUMENTS = (
+    ModelArguments,
+    ExtractorArguments,
+    DataArguments,
+    AugmentationArguments,
+    ObjectiveArguments,
+    AnyECGTrainingArguments,
+)
+
+
 class PretrainTrainer(AnyECGTrainer):
     """Trainer of an objective: evaluation keeps sums a record, logits of a whole fold would fill the memory."""
 
@@ -186,17 +197,7 @@ def _sample(dataset: ECGDataset, num_records: int) -> ECGDataset:
 
 
 def main(argv: Sequence[str]) -> None:
-    instances = parse_recipe(
-        argv,
-        (
-            ModelArguments,
-            ExtractorArguments,
-            DataArguments,
-            AugmentationArguments,
-            ObjectiveArguments,
-            AnyECGTrainingArguments,
-        ),
-    )
+    instances = parse_recipe(argv, ARGUMENTS)
     args = instances[-1]
     trainer = build_trainer(*instances)
     if is_finished(trainer):
