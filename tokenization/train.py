@@ -39,6 +39,10 @@ LOGGED = (
     "loss_morphology", "loss_frequency", "loss_demography", "loss_codebook", "loss_commitment", "usage", "perplexity",
 )  # fmt: skip
 NUM_STATISTICS_RECORDS = 256
+COLLAPSED = (
+    "Most patches get the same few codes. Start the codebook later (--codebook_start_step), from more vectors, or lower "
+    "commitment_weight or the learning rate."
+)
 
 
 @dataclass
@@ -48,6 +52,10 @@ class CodebookArguments:
     codebook_start_step: int = field(default=60, metadata={"help": "steps as a plain autoencoder before k-means"})
     codebook_start_vectors: int = field(
         default=32_768, metadata={"help": "vectors for k-means, better ten a code or more"}
+    )
+    min_perplexity_share: float = field(
+        default=0.05,
+        metadata={"help": "the run stops where the codebook's perplexity falls below this share of its size"},
     )
     health_records: int = field(default=600, metadata={"help": "fold-9 records for the final report; 0 = no report"})
 
@@ -69,12 +77,19 @@ class QuantizerTrainer(AnyECGTrainer):
     def __init__(self, *args, codebook: CodebookArguments, **kwargs):
         super().__init__(*args, logged=LOGGED, compute_metrics=_evaluation_figures, **kwargs)
         self.codebook = codebook
+        least = codebook.min_perplexity_share * self.model.config.codebook_size
+        self.floors = {"codebook_perplexity": (least, COLLAPSED)}
         self.add_callback(_CodebookStart(self))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_autoencoder = model.training and self.state.global_step < self.codebook.codebook_start_step
         with _without_codebook(self.model, is_autoencoder):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def state_figures(self):
+        if self.state.global_step <= self.codebook.codebook_start_step:
+            return {}
+        return self.model.vector_quantizer.figures()
 
     def start_codebook(self) -> None:
         """Fill the codebook by k-means on the encoder's vectors of a fixed sample of training records."""

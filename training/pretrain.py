@@ -80,7 +80,9 @@ class PretrainTrainer(AnyECGTrainer):
     """Trainer of an objective: evaluation keeps sums a record, logits of a whole fold would fill the memory."""
 
     def __init__(self, model: Objective, *args, **kwargs):
-        super().__init__(model, *args, logged=model.logged, compute_metrics=self._figures, **kwargs)
+        super().__init__(
+            model, *args, logged=model.logged, floors=model.floors, compute_metrics=self._figures, **kwargs
+        )
         self.objective = model
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

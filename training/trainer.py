@@ -20,8 +20,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from .arguments import AnyECGTrainingArguments
 from .checkpointing import finished_steps, last_checkpoint, mark_finished, save_arguments, steps_of
 from .data import EpochSampler
+from .health import CollapseError, PatchRate, TensorBoard, refuse_collapse
 from .objectives import Objective
 
 logger = logging.getLogger(__name__)
@@ -40,10 +42,24 @@ class AnyECGTrainer(Trainer):
 
     Args:
         logged (sequence of `str`): fields of the model's output that are logged beside the loss, as means.
+        floors: of logged figures, below which the run stops; see `health.refuse_collapse`.
     """
 
-    def __init__(self, *args, logged: Sequence[str] = (), **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model: nn.Module,
+        args: AnyECGTrainingArguments,
+        *,
+        logged: Sequence[str] = (),
+        floors: dict[str, tuple[float, str]] | None = None,
+        **kwargs,
+    ):
+        callbacks = []
+        if "tensorboard" in args.report_to:  # ours goes on after a kill
+            args.report_to = [name for name in args.report_to if name != "tensorboard"]
+            callbacks.append(TensorBoard())
+        super().__init__(model, args, callbacks=callbacks, **kwargs)
+        self.floors, self._patch_rate = floors or {}, PatchRate()
         self.best = None
         if self.args.keep_best:
             name, self.args.metric_for_best_model = (
@@ -83,6 +99,7 @@ class AnyECGTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             self._note_parts(outputs)
+            self._patch_rate.note(inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples, device):
@@ -104,8 +121,14 @@ class AnyECGTrainer(Trainer):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             logs = logs | {name: float(value / count) for name, (value, count) in self._parts.items()}
+            logs = logs | self.state_figures() | {"patches_per_second": self._patch_rate.read()}
             self._parts = {}
         super().log(logs, start_time)
+        refuse_collapse(self.floors, logs, step=self.state.global_step)
+
+    def state_figures(self) -> dict[str, float]:
+        """Return figures of the model's own state, to be logged beside the loss."""
+        return {}
 
     def get_decay_parameter_names(self, model):
         """Return matrices and kernels: vectors (biases, norms, scales, tokens) and embedding tables do not decay."""
@@ -376,7 +399,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     start_logging()
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, NonFiniteError) as error:
+    except (ValueError, FileNotFoundError, NonFiniteError, CollapseError) as error:
         if os.environ.get("ANYECG_TRACEBACK"):
             raise
         sys.exit(f"error: {error} (ANYECG_TRACEBACK=1 shows where)")

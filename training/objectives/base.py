@@ -20,10 +20,12 @@ class Objective(nn.Module):
     Attributes:
         model (`PreTrainedModel`): what is trained; a sub-class may hold more than ends in the checkpoint.
         logged (sequence of `str`): keys of the output that are logged beside the loss.
+        floors: of logged figures, below which what is learned has collapsed; see `training.health.refuse_collapse`.
         patterns (sequence of `str`): mask patterns that an evaluation goes through, see `training.masking`.
     """
 
     logged: Sequence[str] = ()
+    floors: Mapping[str, tuple[float, str]] = {}
     patterns: Sequence[str] = ("random", "time", "lead")
     model: PreTrainedModel
     progress = 0.0  # of the run, from 0 to 1: set before each step

@@ -28,6 +28,12 @@ class LatentPrediction(Objective):
     """
 
     logged = ("target_deviation",)
+    floors = {
+        "target_deviation": (
+            0.05,
+            "The teacher gives all patches one state: lower the learning rate or raise teacher_decay.",
+        )
+    }
 
     def __init__(
         self, model: AnyECGModel, *, predictor_size: int = 96, predictor_layers: int = 3, teacher_decay: float = 0.996
@@ -47,9 +53,8 @@ class LatentPrediction(Objective):
         predicted = self.predictor(states, batch["lead_ids"], real, where).float()
         distance = nn.functional.smooth_l1_loss(predicted, target, reduction="none").mean(-1)  # (B, L, P)
         loss = mean_over(distance, where, num_items_in_batch and num_items_in_batch["hidden"])
-        deviation = target[where].std(0).mean()  # over positions: 0 where the teacher has collapsed onto one state
-        if self.training:
-            return {"loss": loss, "target_deviation": deviation}
+        if self.training:  # deviation over positions: 0 where the teacher has collapsed onto one state
+            return {"loss": loss, "target_deviation": target[where].std(0).mean()}
         return {"loss": loss, "sums": sums_by_record([distance, target.square().mean(-1)], where)}
 
     def figures(self, sums):

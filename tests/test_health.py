@@ -1,0 +1,63 @@
+"""Runs are watched: what is logged, TensorBoard, and the stop at a collapse."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_training_commands import QUANTIZER, _argv, _rewind
+
+import tokenization.train
+from anyecg_hf.vector_quantizer import CosineVectorQuantizer
+from training.checkpointing import last_checkpoint
+from training.health import CollapseError, refuse_collapse
+
+
+def _train(output_dir, cache, *options):
+    options = ["--codebook_start_step", "2", "--codebook_start_vectors", "500", "--health_records", "0", *options]
+    argv = _argv("smoke_quantizer.yaml", output_dir, cache, *options, "--logging_steps", "1", network=QUANTIZER)
+    tokenization.train.main(argv)
+
+
+def test_a_run_logs_the_codebooks_state_losses_gradient_norm_and_speed_to_tensorboard(tmp_path):
+    _train(tmp_path / "run", tmp_path / "cache", "--report_to", "tensorboard")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    wanted = {
+        "loss", "loss_morphology", "loss_frequency", "loss_demography", "loss_commitment", "grad_norm",
+        "codebook_perplexity", "dead_codes", "restarted_codes", "patches_per_second",
+    }  # fmt: skip
+    assert {f"train/{name}" for name in wanted} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    _rewind(tmp_path / "run", 4)
+    _train(tmp_path / "run", tmp_path / "cache", "--report_to", "tensorboard")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_collapsed_codebook_stops_the_run_says_why_and_keeps_the_checkpoints(tmp_path):
+    with pytest.raises(
+        CollapseError, match="Collapse at step 3: codebook_perplexity is .* the floor is 15.* few codes"
+    ):
+        _train(tmp_path / "run", tmp_path / "cache", "--min_perplexity_share", "0.999")
+    assert last_checkpoint(tmp_path / "run").endswith("checkpoint-2")
+    assert not (tmp_path / "run" / "run_finished.json").exists()
+
+
+def test_a_figure_below_its_floor_or_not_a_number_is_a_collapse_and_one_on_it_is_not():
+    floors = {"spread": (0.1, "All is one.")}
+    refuse_collapse(floors, {"spread": 0.1, "loss": 0.0}, step=1)
+    for value in (0.09, float("nan")):
+        with pytest.raises(CollapseError, match="step 7: spread.*All is one"):
+            refuse_collapse(floors, {"spread": value}, step=7)
+
+
+def test_the_codebooks_figures_follow_from_its_shares():
+    quantizer = CosineVectorQuantizer(4, 2, update="ema", ema_decay=0.9, dead_code_share=0.1, dead_code_steps=5)
+    quantizer.reset_parameters()
+    shares = np.array([0.5, 0.3, 0.19, 0.01])
+    quantizer.code_share.copy_(torch.tensor(shares))
+    figures = quantizer.figures()
+    assert figures["codebook_perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    assert figures["dead_codes"] == 1 and figures["restarted_codes"] == 0
+    json.dumps(figures)
