@@ -87,13 +87,19 @@ def kmeans_report(
 
     Both are float32 `(num, patch_size)` in millivolt.
     """
+    return codebook_report(code_by_kmeans(fit_kmeans(train_patches, codebook_size, seed=seed), held_out), codebook_size)
+
+
+def fit_kmeans(train_patches: np.ndarray, codebook_size: int, *, seed: int = 0) -> KMeans:
+    """Return k-means on raw patches, float32 `(num, patch_size)` in millivolt, with `codebook_size` centres."""
     model = KMeans(codebook_size, init="random", n_init=1, max_iter=KMEANS_ITERATIONS, tol=0.0, random_state=seed)
-    model.fit(train_patches)
-    codes = np.concatenate(
-        [model.predict(chunk) for chunk in np.array_split(held_out, max(1, len(held_out) // 20_000))]
-    )
-    coded = CodedPatches(held_out, model.cluster_centers_[codes].astype(np.float32), codes.astype(np.int64))
-    return codebook_report(coded, codebook_size)
+    return model.fit(train_patches)
+
+
+def code_by_kmeans(model: KMeans, patches: np.ndarray) -> CodedPatches:
+    """Return `patches` (num, patch_size) with the number of the nearest centre as code and the centre as waveform."""
+    codes = np.concatenate([model.predict(chunk) for chunk in np.array_split(patches, max(1, len(patches) // 20_000))])
+    return CodedPatches(patches, model.cluster_centers_[codes].astype(np.float32), codes.astype(np.int64))
 
 
 def sample_of(dataset: ECGDataset, num_records: int) -> ECGDataset:
