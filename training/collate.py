@@ -85,8 +85,9 @@ class ECGCollator:
         """Return `input_values` (B, L, T), `lead_ids` (B, L), `attention_mask` (B, L, P) and what was asked for.
 
         Args:
-            items: of `ECGDataset`; or rows of the data set, read and extracted here, of long records the window alone. A row
-                in whose window nothing is usable is left out of the batch, with a warning.
+            items: of `ECGDataset`, whose `rhythm_codes` become `labels` (B, L, P); or rows of the data set, read and
+                extracted here, of long records the window alone. A row in whose window nothing is usable is left out of
+                the batch, with a warning.
 
         Raises:
             ValueError: nothing is left of a batch, or a row's signal is damaged.
@@ -101,18 +102,33 @@ class ECGCollator:
         batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self._pad(features).items()}
         if "bool_masked_pos" in batch:
             batch["bool_masked_pos"] = batch["bool_masked_pos"].bool()
-        if "labels" in items[0]:
+        if "rhythm_codes" in batch:
+            batch["labels"] = batch.pop("rhythm_codes")
+        elif "labels" in items[0]:
             batch["labels"] = torch.from_numpy(np.stack([np.asarray(item["labels"]) for item in items]))
         return batch | (self._demography(items) if self.with_demography else {})
 
     def _features(self, item: dict) -> dict[str, np.ndarray]:
         """Return one record as the extractor's `pad` takes it: in millivolt, cut, altered where it has a seed."""
         generator = _generator(item, "window")
-        steps, mask = self._window(item["steps"], item["mask"], generator)
+        coded = {}
+        if "rhythm_codes" in item:
+            steps, mask, coded["rhythm_codes"] = self._coded_window(item, generator)
+        else:
+            steps, mask = self._window(item["steps"], item["mask"], generator)
         values = steps if item["step_mv"] is None else steps * np.float32(item["step_mv"])  # None: in millivolt already
         if generator is not None:
             values = self._alter(values, mask, generator)
-        return {"input_values": values, "lead_ids": item["lead_ids"], "attention_mask": mask.astype(np.int64)}
+        return {"input_values": values, "lead_ids": item["lead_ids"], "attention_mask": mask.astype(np.int64), **coded}
+
+    def _coded_window(self, item: dict, generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return samples, mask and codes of one of the windows that were encoded: codes depend on what else is in it."""
+        windows = item["rhythm_codes"]
+        chosen = (len(windows) - 1) // 2 if generator is None else int(generator.integers(len(windows)))
+        first, codes = windows[chosen]
+        end = first + codes.shape[1]
+        steps = item["steps"][:, first * self.patch_size : end * self.patch_size]
+        return steps, item["mask"][:, first:end], codes.astype(np.int64)
 
     def _window(self, steps: np.ndarray, mask: np.ndarray, generator) -> tuple[np.ndarray, np.ndarray]:
         """Return samples and mask of a window that begins at a patch, shifted where that is asked for."""

@@ -13,6 +13,7 @@ import torch
 from anyecg_hf import simulate
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
+from .code_shards import StoredCodes
 from .corpora import RecordEntry, list_records
 from .corpora.simulated import list_simulated
 from .labels import Task, encode_all
@@ -28,14 +29,21 @@ class ECGDataset(torch.utils.data.Dataset):
     """Rows of one or more stores, with targets; an item knows the seed of everything random done to it.
 
     Indexed by a number (evaluation: no randomness) or by `(epoch, number)` as `EpochSampler` gives them. An item has
-    `steps` (int16 view), `step_mv`, `lead_ids`, `mask`, `age`, `sex`, `weight`, `record_id`, `seed` and, with
-    targets, `labels`.
+    `steps` (int16 view), `step_mv`, `lead_ids`, `mask`, `age`, `sex`, `weight`, `record_id`, `seed`, with targets
+    `labels`, and with stored codes `rhythm_codes`: those of the record's windows, see `StoredCodes.windows`.
     """
 
-    def __init__(self, rows: Sequence[tuple[RecordStore, int]], *, targets: np.ndarray | None = None, seed: int = 0):
+    def __init__(
+        self,
+        rows: Sequence[tuple[RecordStore, int]],
+        *,
+        targets: np.ndarray | None = None,
+        seed: int = 0,
+        codes: StoredCodes | None = None,
+    ):
         if targets is not None and len(targets) != len(rows):
             raise ValueError(f"{len(targets)} targets for {len(rows)} records: one target a record is needed.")
-        self.rows, self.targets, self.seed = list(rows), targets, seed
+        self.rows, self.targets, self.seed, self.codes = list(rows), targets, seed, codes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,6 +59,8 @@ class ECGDataset(torch.utils.data.Dataset):
         item |= {name: store.columns[name][row] for name in ("age", "sex", "weight")}
         if self.targets is not None:
             item["labels"] = self.targets[index]
+        if self.codes is not None:
+            item["rhythm_codes"] = self.codes.windows(store, row)
         return item
 
     def column(self, name: str) -> list:
@@ -60,10 +70,15 @@ class ECGDataset(torch.utils.data.Dataset):
     def take(self, indices: Sequence[int]) -> ECGDataset:
         """Return the dataset of these items, with their targets."""
         targets = None if self.targets is None else self.targets[np.asarray(indices, dtype=int)]
-        return ECGDataset([self.rows[index] for index in indices], targets=targets, seed=self.seed)
+        return ECGDataset([self.rows[index] for index in indices], targets=targets, seed=self.seed, codes=self.codes)
 
     def with_targets(self, targets: np.ndarray | None) -> ECGDataset:
-        return ECGDataset(self.rows, targets=targets, seed=self.seed)
+        return ECGDataset(self.rows, targets=targets, seed=self.seed, codes=self.codes)
+
+    def with_codes(self, codes: StoredCodes) -> ECGDataset:
+        """Return the dataset with the rhythm codes of its records; a ValueError where there are none of some."""
+        codes.refuse_others(self.rows)
+        return ECGDataset(self.rows, targets=self.targets, seed=self.seed, codes=codes)
 
 
 class EpochSampler(torch.utils.data.Sampler):

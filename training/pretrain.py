@@ -2,9 +2,11 @@
 
     accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --quantizer DIR
     accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --objective latents
+    accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --codes DIR --max_shift_seconds 0
 
 What is learned is an objective, a file of `training/objectives`: masked rhythm codes (the paper), masked waveform,
-contrast (ECG-FM), prediction of latents (JEPA). Evaluation on fold 9 gives the objective's figures for each mask pattern.
+contrast (ECG-FM), prediction of latents (JEPA). Codes come from the quantizer, or stored from `tokenization.encode`, which
+takes less time and gives the same losses. Evaluation on fold 9 gives the objective's figures for each mask pattern.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
 from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
 from .checkpointing import load_extractor, project_path, save_final, write_json
+from .code_shards import StoredCodes
 from .collate import AugmentationArguments, ECGCollator
 from .data import DataArguments, ECGDataset, load_splits
 from .masking import PATTERN_SHARES, PATTERNS
 from .objectives import CodeBaselines, Contrastive, LatentPrediction, MaskedCodes, MaskedWaveform, Objective
+from .objectives.masked_codes import encode_batch
 from .splits import spread_order
 from .trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
 
@@ -49,6 +53,9 @@ class ObjectiveArguments:
 
     objective: str = field(default="masked_codes", metadata={"help": ", ".join(OBJECTIVES)})
     quantizer: str | None = field(default=None, metadata={"help": "folder of the trained rhythm quantizer"})
+    codes: str | None = field(
+        default=None, metadata={"help": "folder of tokenization.encode: takes the quantizer's place"}
+    )
     mask_ratio: float = field(default=0.5, metadata={"help": "share of patches, columns or leads to hide"})
     mask_shares: list[float] = field(
         default_factory=lambda: list(PATTERN_SHARES),
@@ -110,13 +117,16 @@ class FixedPattern(Dataset):
 
 @torch.no_grad()
 def code_baselines(
-    quantizer: AnyECGRhythmQuantizer, records: Dataset, collator: ECGCollator, *, batch_size: int = 32
+    quantizer: AnyECGRhythmQuantizer | None, records: ECGDataset, collator: ECGCollator, *, batch_size: int = 32
 ) -> CodeBaselines:
-    """Return frequencies and agreement of the codes of `records`."""
-    baselines = CodeBaselines(quantizer.config.codebook_size, quantizer.config.num_lead_ids)
+    """Return frequencies and agreement of the codes of `records`: of those stored with them, else of the quantizer's."""
+    origin = quantizer.config if records.codes is None else records.codes.origin
+    baselines = CodeBaselines(origin.codebook_size, origin.num_lead_ids)
     for batch in torch.utils.data.DataLoader(records, batch_size=batch_size, collate_fn=collator):
-        inputs = [batch[name].to(quantizer.device) for name in ("input_values", "lead_ids", "attention_mask")]
-        baselines.add(quantizer.encode(*inputs), batch["lead_ids"])
+        if records.codes is None:
+            batch = {name: value.to(quantizer.device) for name, value in batch.items()}
+            batch["labels"] = encode_batch(quantizer, batch)
+        baselines.add(batch["labels"], batch["lead_ids"])
     return baselines
 
 
@@ -144,10 +154,12 @@ def build_objective(model_args, objective_args, args, *, train: ECGDataset, coll
 
 
 def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCodes:
-    quantizer = AnyECGRhythmQuantizer.from_pretrained(_quantizer_folder(objective_args)).eval()
+    quantizer = None
+    if train.codes is None:
+        quantizer = AnyECGRhythmQuantizer.from_pretrained(_quantizer_folder(objective_args)).eval()
     baselines = code_baselines(quantizer, _sample(train, objective_args.unigram_records), collator)
     set_seed(args.seed)
-    model = build_model(model_args, "masked_codes", codebook_size=quantizer.config.codebook_size)
+    model = build_model(model_args, "masked_codes", codebook_size=len(baselines.counts))
     if not model_args.init_from:
         with torch.no_grad():
             model.code_head.bias.copy_(baselines.log_unigram)
@@ -156,12 +168,46 @@ def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCo
 
 def _quantizer_folder(objective_args: ObjectiveArguments) -> str:
     if not objective_args.quantizer:
-        raise ValueError("No quantizer: pass --quantizer DIR, the output folder of `python -m tokenization.train`.")
+        raise ValueError(
+            "No quantizer: pass --quantizer DIR, the output folder of `python -m tokenization.train`, or --codes DIR, that of "
+            "`python -m tokenization.encode`."
+        )
     return project_path(objective_args.quantizer)
 
 
-def _extractor(model_args, extractor_args, objective_args) -> AnyECGFeatureExtractor:
-    """Return the extractor of the quantizer or of the weights to start from, else a new one."""
+def _stored_codes(objective_args, augmentation, data_args) -> StoredCodes | None:
+    """Return the codes of `--codes`, None without it.
+
+    Raises:
+        ValueError: they are not those of what the backbone is going to see.
+    """
+    if not objective_args.codes:
+        return None
+    if objective_args.objective != "masked_codes":
+        raise ValueError(
+            f"--codes belongs to --objective masked_codes, not to {objective_args.objective}: leave it out."
+        )
+    altering = [name for name in ("max_shift_seconds", "gain_range", "noise_mv") if getattr(augmentation, name)]
+    if altering:
+        raise ValueError(
+            f"--codes are those of records as they are, and --{altering[0]} {getattr(augmentation, altering[0])} alters them: "
+            f"pass {' '.join(f'--{name} 0' for name in altering)}, or leave --codes out."
+        )
+    codes = StoredCodes(project_path(objective_args.codes))
+    if codes.origin.window_seconds != data_args.window_seconds:
+        raise ValueError(
+            f"--codes {codes.folder} are of windows of {codes.origin.window_seconds:g} s, --window_seconds is "
+            f"{data_args.window_seconds:g}: set it to that, or run tokenization.encode with this."
+        )
+    if objective_args.quantizer:
+        codes.origin.refuse_other(_quantizer_folder(objective_args), codes=codes.folder)
+    return codes
+
+
+def _extractor(model_args, extractor_args, objective_args, codes) -> AnyECGFeatureExtractor:
+    """Return the extractor of the codes, the quantizer or of the weights to start from, else a new one."""
+    if codes is not None:
+        return codes.origin.make_extractor()
     if objective_args.objective == "masked_codes":
         return load_extractor(_quantizer_folder(objective_args))
     if model_args.init_from:
@@ -176,11 +222,14 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     """Return the trainer of one run.
 
     Raises:
-        ValueError: masked codes without a quantizer, or a folder that is not one.
+        ValueError: masked codes without a quantizer, a folder that is not one, or stored codes of something else.
     """
-    extractor = _extractor(model_args, extractor_args, objective_args)
+    codes = _stored_codes(objective_args, augmentation, data_args)
+    extractor = _extractor(model_args, extractor_args, objective_args, codes)
     with args.main_process_first(desc="preparing records"):
         train, held_out = load_splits(data_args, extractor, seed=args.seed)
+    if codes is not None:
+        train, held_out = train.with_codes(codes), held_out.with_codes(codes)
     plain = ECGCollator(extractor, window_seconds=data_args.window_seconds)
     objective = build_objective(model_args, objective_args, args, train=train, collator=plain)
     collator = ECGCollator(
