@@ -16,7 +16,7 @@ import training.pretrain
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
 from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
-from training.checkpointing import save_arguments, write_json
+from training.checkpointing import write_json
 from training.data import DataArguments
 from training.labels import build_task
 from training.trainer import AnyECGTrainer, BestWeights, NonFiniteError, WeightAverage, layer_of
@@ -409,12 +409,6 @@ def test_an_unknown_figure_to_choose_by_is_an_error_that_lists_the_known_ones():
     best = BestWeights("auroc", greater_is_better=True)
     with pytest.raises(ValueError, match="'auroc'.*eval_macro_auroc"):
         best.note(torch.nn.Linear(1, 1), {"eval_macro_auroc": 0.5}, step=1)
-
-
-def test_taking_up_a_run_with_other_arguments_warns(tmp_path, caplog):
-    save_arguments(tmp_path, {"seed": 0, "max_steps": 3})
-    save_arguments(tmp_path, {"seed": 1, "max_steps": 4})
-    assert "'seed': (0, 1)" in caplog.text and "max_steps" not in caplog.text
 
 
 def test_results_are_valid_json_even_where_a_figure_is_not_a_number(tmp_path):

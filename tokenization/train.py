@@ -26,7 +26,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtractor
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 from training.arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
-from training.checkpointing import load_extractor, save_final, write_json
+from training.checkpointing import load_extractor, save_final
 from training.collate import AugmentationArguments, ECGCollator
 from training.data import DataArguments, ECGDataset, load_splits
 from training.trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
@@ -208,19 +208,16 @@ def save_tokenizer(model: AnyECGRhythmQuantizer, extractor: AnyECGFeatureExtract
 
 def main(argv: Sequence[str]) -> None:
     instances = parse_recipe(argv, ARGUMENTS)
-    *_, codebook, args = instances
+    codebook = instances[-2]
     trainer = build_trainer(*instances)
-    if is_finished(trainer):
+    if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
     report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
-    if trainer.is_world_process_zero():
-        if codebook.health_records:
-            held_out = sample_of(trainer.eval_dataset, codebook.health_records)
-            report["codebook_health"] = measure(trainer.model, trainer.train_dataset, held_out, trainer.data_collator)
-        save_tokenizer(trainer.model, trainer.processing_class, args.output_dir)
-        write_json(Path(args.output_dir) / "results.json", report)
-    finish(trainer)
+    if trainer.is_world_process_zero() and codebook.health_records:
+        held_out = sample_of(trainer.eval_dataset, codebook.health_records)
+        report["codebook_health"] = measure(trainer.model, trainer.train_dataset, held_out, trainer.data_collator)
+    finish(trainer, report, save=save_tokenizer)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
 
 from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
-from .checkpointing import load_extractor, save_final, write_json
+from .checkpointing import load_extractor
 from .collate import AugmentationArguments, ECGCollator
 from .data import DataArguments, ECGDataset, load_splits, with_task
 from .inference import predict_logits
@@ -168,17 +167,16 @@ def main(argv: Sequence[str]) -> None:
     instances = parse_recipe(argv, ARGUMENTS)
     args = instances[-1]
     trainer, task = build_trainer(*instances)
-    if is_finished(trainer):
+    if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
+    report = {}
     if trainer.is_world_process_zero():
         report = {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
         report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
         report |= complete_head(trainer, task)
-        save_final(trainer.model, trainer.processing_class, args.output_dir)
-        write_json(Path(args.output_dir) / "results.json", report)
         logger.info("fold 9: %s", report["evaluation"])
-    finish(trainer)
+    finish(trainer, report)
 
 
 if __name__ == "__main__":

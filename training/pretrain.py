@@ -27,7 +27,7 @@ from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
 from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
-from .checkpointing import load_extractor, project_path, save_final, write_json
+from .checkpointing import load_extractor, project_path, save_final
 from .code_shards import StoredCodes
 from .collate import AugmentationArguments, ECGCollator
 from .data import DataArguments, ECGDataset, load_splits
@@ -35,7 +35,7 @@ from .masking import PATTERN_SHARES, PATTERNS
 from .objectives import CodeBaselines, Contrastive, LatentPrediction, MaskedCodes, MaskedWaveform, Objective
 from .objectives.masked_codes import encode_batch
 from .splits import spread_order
-from .trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
+from .trainer import AnyECGTrainer, finish, is_finished, require_finite, run_command, run_training
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,9 @@ def build_objective(model_args, objective_args, args, *, train: ECGDataset, coll
 def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCodes:
     quantizer = None
     if train.codes is None:
-        quantizer = AnyECGRhythmQuantizer.from_pretrained(_quantizer_folder(objective_args)).eval()
+        folder = _quantizer_folder(objective_args)
+        quantizer = AnyECGRhythmQuantizer.from_pretrained(folder).eval()
+        require_finite(quantizer.state_dict().items(), when=f"in --quantizer {folder}", advice="Train it again.")
     baselines = code_baselines(quantizer, _sample(train, objective_args.unigram_records), collator)
     set_seed(args.seed)
     model = build_model(model_args, "masked_codes", codebook_size=len(baselines.counts))
@@ -249,16 +251,16 @@ def _sample(dataset: ECGDataset, num_records: int) -> ECGDataset:
 
 def main(argv: Sequence[str]) -> None:
     instances = parse_recipe(argv, ARGUMENTS)
-    args = instances[-1]
     trainer = build_trainer(*instances)
-    if is_finished(trainer):
+    if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
     report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
-    if trainer.is_world_process_zero():
-        save_final(trainer.objective.finished_model(), trainer.processing_class, args.output_dir)
-        write_json(Path(args.output_dir) / "results.json", report)
-    finish(trainer)
+    finish(trainer, report, save=_save_finished)
+
+
+def _save_finished(objective: Objective, extractor: AnyECGFeatureExtractor, folder: Path) -> None:
+    save_final(objective.finished_model(), extractor, folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ A cache is a folder `<key>/` below `$ANYECG_CACHE` (default: `anyecg` in the cac
     meta.json        extractor configuration, step, source, records that could not be prepared and why
 
 The key follows from the source files, the records chosen, the extractor's configuration and the preparation code, so
-a change of any of them prepares anew. The folder is written under another name and renamed when whole.
+a change of any of them prepares anew. The folder is written under another name and renamed when whole; one whose files are
+missing or cut is noticed at opening and prepared anew.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import logging
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +46,10 @@ CACHE_FORMAT = 1
 DEFAULT_RANGE_MV = 30.0  # of int16 where the extractor does not clip
 MAX_SHARE_UNREADABLE = 0.5
 MIN_RECORDS_FOR_PROCESSES = 64
+
+
+class DamagedCacheError(ValueError):
+    """A cache folder is not as it was written."""
 
 
 def prepare_records(
@@ -68,9 +76,20 @@ def prepare_records(
         raise ValueError(f"No records to prepare from {source!r}: check --data and the folds asked for.")
     key = _cache_key(entries, extractor, source)
     folder = default_cache_dir(cache_dir) / key
-    if not (folder / "meta.json").is_file():
-        _write_cache(folder, entries, extractor, source=source, num_proc=num_proc)
+    if folder.is_dir():
+        try:
+            return RecordStore(folder)
+        except DamagedCacheError as error:
+            logger.warning("%s: the records are prepared anew", error)
+            _put_away(folder)
+    _write_cache(folder, entries, extractor, source=source, num_proc=num_proc)
     return RecordStore(folder)
+
+
+def _put_away(folder: Path) -> None:
+    away = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")  # a name that is cleaned up after a kill
+    os.rename(folder, away)
+    shutil.rmtree(away)
 
 
 def default_cache_dir(cache_dir: str | Path | None = None) -> Path:
@@ -115,6 +134,9 @@ def _write_cache(folder: Path, entries, extractor, *, source: str, num_proc: int
     unfinished.mkdir(parents=True, exist_ok=True)
     try:
         _fill_cache(unfinished, entries, extractor, source=source, num_proc=num_proc)
+        for path in unfinished.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         _rename_or_yield(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -185,8 +207,19 @@ def _prepare_all(entries, extractor, step_mv: float, num_proc: int) -> Iterator[
     if num_proc <= 1 or len(entries) < MIN_RECORDS_FOR_PROCESSES:
         yield from zip(entries, bar(map(work, entries)), strict=True)
         return
-    with multiprocessing.get_context("fork" if os.name == "posix" else "spawn").Pool(num_proc) as pool:
-        yield from zip(entries, bar(pool.imap(work, entries, chunksize=16)), strict=True)
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    try:
+        with ProcessPoolExecutor(num_proc, mp_context=context, initializer=_leave_stopping_to_the_parent) as pool:
+            yield from zip(entries, bar(pool.map(work, entries, chunksize=16)), strict=True)
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "A process that prepared records died: most often memory ran out. Lower --num_proc. Nothing was cached."
+        ) from None
+
+
+def _leave_stopping_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: one message is enough
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @dataclass
@@ -236,16 +269,34 @@ def _facts(entry: RecordEntry, record) -> dict:
 
 
 class RecordStore:
-    """Prepared records of one cache folder, read by row without loading the whole."""
+    """Prepared records of one cache folder, read by row without loading the whole.
+
+    Raises:
+        DamagedCacheError: a file is missing, cannot be read, or has another size than its records need.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.meta = json.loads((self.folder / "meta.json").read_text())
+        try:
+            self.meta = json.loads((self.folder / "meta.json").read_text())
+            table = pq.read_table(self.folder / "records.parquet")
+        except (OSError, ValueError) as error:  # pyarrow's are among them
+            raise DamagedCacheError(f"{self.folder} is damaged ({error})") from error
         self.step_mv = float(self.meta["step_mv"])
-        table = pq.read_table(self.folder / "records.parquet")
         self.columns = {name: table[name].to_pylist() for name in table.column_names}
+        self._check_size("signals.int16", "num_samples", bytes_each=2)
+        self._check_size("mask.uint8", "num_patches", bytes_each=1)
         self._lead_ids = [np.array(ids, dtype=np.int64) for ids in self.columns["lead_ids"]]
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _check_size(self, name: str, column: str, *, bytes_each: int) -> None:
+        path = self.folder / name
+        counts = (
+            len(leads) * count for leads, count in zip(self.columns["lead_ids"], self.columns[column], strict=True)
+        )
+        found, needed = path.stat().st_size if path.is_file() else 0, bytes_each * sum(counts)
+        if found != needed:
+            raise DamagedCacheError(f"{path} has {found} bytes instead of {needed}")
 
     def __len__(self) -> int:
         return len(self._lead_ids)

@@ -8,12 +8,15 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,7 +24,27 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 from transformers.utils import logging as transformers_logging
 
 from .arguments import AnyECGTrainingArguments
-from .checkpointing import finished_steps, last_checkpoint, mark_finished, save_arguments, steps_of
+from .checkpointing import (
+    MIN_CHECKPOINTS,
+    RESULTS,
+    SaveError,
+    check_arguments,
+    checkpoints_in,
+    delete_old_checkpoints,
+    finished_steps,
+    last_checkpoint,
+    lock_folder,
+    name_checkpoint,
+    remove_leftovers,
+    save_arguments,
+    save_final,
+    steps_of,
+    unfinished_folder,
+    what_is_damaged_of_the_end,
+    without_nan,
+    write_end,
+    write_json,
+)
 from .data import EpochSampler
 from .health import CollapseError, PatchRate, TensorBoard, refuse_collapse
 from .objectives import Objective
@@ -30,10 +53,16 @@ logger = logging.getLogger(__name__)
 
 AVERAGE_FILE = "average.safetensors"
 BEST_FILE = "best.safetensors"
+TIMES = ("_runtime", "_per_second", "_preparation_time")  # figures of the machine, not of the model
+MARGIN_BYTES = 2_000_000  # of a checkpoint beside its tensors: configuration, random states, log
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient is NaN or infinite: the run cannot go on, the last checkpoint is kept."""
+    """The loss, a gradient or a weight is NaN or infinite: the run cannot go on, the last checkpoint is kept."""
+
+
+class Terminated(BaseException):
+    """SIGTERM has arrived."""
 
 
 class AnyECGTrainer(Trainer):
@@ -60,6 +89,7 @@ class AnyECGTrainer(Trainer):
             callbacks.append(TensorBoard())
         super().__init__(model, args, callbacks=callbacks, **kwargs)
         self.floors, self._patch_rate = floors or {}, PatchRate()
+        _refuse_what_cannot_be_taken_up(self.args)
         self.best = None
         if self.args.keep_best:
             name, self.args.metric_for_best_model = (
@@ -70,6 +100,7 @@ class AnyECGTrainer(Trainer):
         self.logged = tuple(logged)
         self._parts: dict[str, tuple[float, int]] = {}
         self._sampler: EpochSampler | None = None
+        self._unfinished: Path | None = None
         self.average = (
             WeightAverage(self.model, self.args.weight_average_decay) if self.args.weight_average_decay else None
         )
@@ -158,10 +189,13 @@ class AnyECGTrainer(Trainer):
             for (layer, decays), values in sorted(groups.items(), key=lambda item: item[0], reverse=True)
         ]
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Return the figures of the average of the weights, where there is one; without times, which never repeat."""
         with self.averaged_weights():
-            metrics = super().evaluate(*args, **kwargs)
-            if self.best is not None and self.is_in_train:
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            metrics = {name: value for name, value in metrics.items() if not name.endswith(TIMES)}
+            is_whole = metric_key_prefix == "eval"  # else one of several evaluation sets
+            if self.best is not None and self.is_in_train and is_whole:
                 self.best.note(self.model, metrics, step=self.state.global_step)
         return metrics
 
@@ -170,6 +204,9 @@ class AnyECGTrainer(Trainer):
         if self.best is not None and self.best.evaluated_step != self.state.global_step:
             with self.averaged_weights():
                 self.best.note(self.model, super().evaluate(), step=self.state.global_step)
+
+    def _determine_best_metric(self, metrics, trial):
+        return False  # `BestWeights` keeps them; the library would note a folder that is deleted later
 
     @contextmanager
     def averaged_weights(self):
@@ -180,11 +217,50 @@ class AnyECGTrainer(Trainer):
         with self.average.applied_to(self.model):
             yield
 
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            for kept, name in self._kept_weights():
-                kept.save(Path(output_dir or self.args.output_dir) / name)
+    def _get_output_dir(self, trial):
+        return str(self._unfinished) if self._unfinished else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial):
+        """Write a checkpoint under another name, list its files, give it its name, then delete old ones."""
+        self.require_finite()
+        self.state.log_history = without_nan(self.state.log_history)
+        output_dir, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        is_first = self.is_world_process_zero()
+        with unfinished_folder(output_dir, name, needed=self._bytes_to_write(), is_owner=is_first) as folder:
+            self._unfinished = folder
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._unfinished = None
+            if is_first:
+                for kept, file_name in self._kept_weights():
+                    kept.save(folder / name / file_name)
+            self.accelerator.wait_for_everyone()  # each process writes its own random state, or shard
+            if is_first:
+                name_checkpoint(folder / name, output_dir / name)
+        if is_first:
+            delete_old_checkpoints(output_dir, self.args.save_total_limit)
+
+    def require_finite(self) -> None:
+        """Raise `NonFiniteError` where a number that a checkpoint would hold is NaN or infinite."""
+        kept = [(f"{file} {name}", value) for kept, file in self._kept_weights() for name, value in kept.values.items()]
+        require_finite(
+            [*self.model.named_parameters(), *self.model.named_buffers(), *kept, *self._optimizer_values()],
+            when=f"after step {self.state.global_step}",
+            advice="It is not written, earlier checkpoints are kept. Lower --learning_rate or raise --warmup_steps.",
+        )
+
+    def _optimizer_values(self) -> list[tuple[str, torch.Tensor]]:
+        if self.optimizer is None:
+            return []
+        states = [state for state in self.optimizer.state.values() if isinstance(state, dict)]
+        return [(f"optimizer {key}", x) for state in states for key, x in state.items() if isinstance(x, torch.Tensor)]
+
+    def _bytes_to_write(self) -> int:
+        kept = [value for kept, _ in self._kept_weights() for value in kept.values.values()]
+        optimizer = [value for _, value in self._optimizer_values()]
+        values = [*self.model.parameters(), *self.model.buffers(), *kept, *optimizer]
+        return sum(value.numel() * value.element_size() for value in values) + MARGIN_BYTES
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -202,6 +278,36 @@ class AnyECGTrainer(Trainer):
             write_weights(self.model, self.best.values)
         elif self.average is not None:
             write_weights(self.model, self.average.values)
+
+
+def _refuse_what_cannot_be_taken_up(args: TrainingArguments) -> None:
+    """Refuse options with which a run that was killed would not end as if it had not been."""
+    if args.load_best_model_at_end:
+        raise ValueError(
+            "--load_best_model_at_end: use --keep_best True, which keeps the best weights in each checkpoint."
+        )
+    if args.save_only_model or args.ignore_data_skip:
+        raise ValueError(
+            "--save_only_model and --ignore_data_skip: a killed run could not be taken up; leave them out."
+        )
+    if args.save_strategy == "best":
+        raise ValueError("--save_strategy best: use steps or epoch, and --keep_best True.")
+    if args.keep_best and (args.eval_on_start or (args.eval_strategy == "epoch" and args.save_strategy == "steps")):
+        raise ValueError(
+            "--keep_best with --eval_on_start, or with --eval_strategy epoch and --save_strategy steps: a run taken up "
+            "from a checkpoint would choose among other evaluations. Use the same strategy for both."
+        )
+    if args.save_total_limit is not None and 0 < args.save_total_limit < MIN_CHECKPOINTS:
+        logger.warning("--save_total_limit %d is raised to %d", args.save_total_limit, MIN_CHECKPOINTS)
+        args.save_total_limit = MIN_CHECKPOINTS
+
+
+def require_finite(named: Iterable[tuple[str, torch.Tensor]], *, when: str, advice: str) -> None:
+    """Raise `NonFiniteError` with the name of the first value that is NaN or infinite."""
+    for name, value in named:
+        own = value.to_local() if hasattr(value, "to_local") else value  # of a sharded one, this process's part
+        if not torch.isfinite(own).all():
+            raise NonFiniteError(f"{name} is not finite {when}. {advice}")
 
 
 class WeightAverage:
@@ -304,13 +410,21 @@ def layer_of(name: str) -> int | None:
 
 
 class _StepCallback(TrainerCallback):
-    """What the Trainer's loop has no method for: epoch to the sampler, gradients looked at, average and teacher moved."""
+    """What the Trainer's loop has no method for: epoch to the sampler, seeds, gradients looked at, average and teacher."""
 
     def __init__(self, trainer: AnyECGTrainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_data_epoch(int(state.epoch or 0))
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        # dropout of a step follows from (seed, step, process): what was drawn between steps (by a loader, by an
+        # evaluation) before or after a restart does not matter
+        words = np.random.SeedSequence((args.seed, state.global_step, args.process_index)).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+        if isinstance(self.trainer.model, Objective):
+            self.trainer.model.progress = state.global_step / max(1, state.max_steps)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         gradients = [value.grad for value in self.trainer.model.parameters() if value.grad is not None]
@@ -320,10 +434,6 @@ class _StepCallback(TrainerCallback):
                 "checkpoints are kept. Lower --learning_rate or raise --warmup_steps."
             )
 
-    def on_step_begin(self, args, state, control, **kwargs):
-        if isinstance(self.trainer.model, Objective):
-            self.trainer.model.progress = state.global_step / max(1, state.max_steps)
-
     def on_optimizer_step(self, args, state, control, **kwargs):
         if isinstance(self.trainer.model, Objective):
             self.trainer.model.after_step()
@@ -332,24 +442,36 @@ class _StepCallback(TrainerCallback):
 
 
 def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
-    """Train to the end, from the newest checkpoint of the output folder or from the start; see `trainer.model` then.
+    """Train to the end, from the newest whole checkpoint of the output folder or from the start; see `trainer.model` then.
 
     A run whose last checkpoint is at the last step is only loaded: it was stopped while its results were written.
     """
-    args = trainer.args
-    if trainer.is_world_process_zero():
-        save_arguments(args.output_dir, _plain(arguments))
-    checkpoint = last_checkpoint(args.output_dir)
+    checkpoint = _take_folder(trainer, _plain(arguments))
+    require_finite(
+        trainer.model.state_dict().items(), when="before the first step", advice="Take another model for --init_from."
+    )
     if checkpoint is not None and steps_of(checkpoint) >= total_steps(trainer):
         _load_trained(trainer, checkpoint)
     else:
         if checkpoint is not None:
             logger.info("going on from %s, step %d", checkpoint, steps_of(checkpoint))
         trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.require_finite()
     trainer.evaluate_last_step()
     trainer.take_final_weights()
     # without the precision wrapper of training: results are measured in float32, as users run the model
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+
+
+def _take_folder(trainer: AnyECGTrainer, arguments: dict) -> str | None:
+    """Lock and tidy the output folder; return the checkpoint to go on from, the same on every process."""
+    checkpoint, output_dir = None, trainer.args.output_dir
+    if trainer.is_world_process_zero():
+        trainer.folder_lock = lock_folder(output_dir)
+        remove_leftovers(output_dir)
+        checkpoint = last_checkpoint(output_dir)
+        save_arguments(output_dir, arguments)
+    return broadcast_object_list([checkpoint])[0]
 
 
 def total_steps(trainer: Trainer) -> int:
@@ -365,24 +487,46 @@ def _load_trained(trainer: AnyECGTrainer, checkpoint: str) -> None:
     logger.info("training was complete at %s, step %d", checkpoint, steps_of(checkpoint))
     trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     trainer._load_from_checkpoint(checkpoint)
+    # as training does, so that evaluations do not wrap it later in mixed precision, after it was unwrapped
+    trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
 
 
-def is_finished(trainer: Trainer) -> bool:
-    """Return whether the run in the output folder has ended at the steps asked for, and say so."""
-    done = finished_steps(trainer.args.output_dir)
+def is_finished(trainer: Trainer, arguments: Sequence) -> bool:
+    """Return whether the run in the output folder has ended whole at the steps asked for, and say so.
+
+    Raises:
+        ValueError: the run was started with other arguments, or its end is damaged and no checkpoint is left.
+    """
+    output_dir = trainer.args.output_dir
+    check_arguments(output_dir, _plain(arguments))
+    done = finished_steps(output_dir)
     if done is None or done < total_steps(trainer):
         return False
-    logger.info(
-        "%s is finished (%d steps): nothing to do. Another --output_dir starts anew.", trainer.args.output_dir, done
-    )
-    return True
+    damage = what_is_damaged_of_the_end(output_dir)
+    if damage is None:
+        logger.info("%s is finished (%d steps): nothing to do. Another --output_dir starts anew.", output_dir, done)
+        return True
+    if not checkpoints_in(output_dir):
+        raise ValueError(
+            f"The run in {output_dir} was finished, but {damage}, and no checkpoint is left to write it from. Bring the "
+            "file back from a copy, or train again in another --output_dir."
+        )
+    logger.warning("%s was finished, but %s: written again from the last checkpoint", output_dir, damage)
+    return False
 
 
-def finish(trainer: AnyECGTrainer) -> None:
-    """Mark the run as finished, after its model and results are written."""
-    if trainer.is_world_process_zero():
-        mark_finished(trainer.args.output_dir, steps=total_steps(trainer))
-        logger.info("finished: %s", trainer.args.output_dir)
+def finish(trainer: AnyECGTrainer, report: dict, *, save: Callable = save_final) -> None:
+    """Write the model (by `save(model, extractor, folder)`) and its results, and mark the run as finished."""
+    if not trainer.is_world_process_zero():
+        return
+
+    def write(folder: Path) -> None:
+        save(trainer.model, trainer.processing_class, folder)
+        write_json(folder / RESULTS, report)
+
+    output_dir = trainer.args.output_dir
+    write_end(output_dir, write, steps=total_steps(trainer), needed=trainer._bytes_to_write())
+    logger.info("finished: %s", output_dir)
 
 
 def start_logging() -> None:
@@ -395,19 +539,59 @@ def start_logging() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run `main` on the command line. A user's mistake or a stop for non-finite numbers ends with one line, code 1."""
+    """Run `main` on the command line. What a user can meet ends with one line and code 1; a signal with its own code."""
     start_logging()
     try:
-        main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, NonFiniteError, CollapseError) as error:
-        if os.environ.get("ANYECG_TRACEBACK"):
+        with _sigterm_as_exception():
+            main(sys.argv[1:])
+    except (KeyboardInterrupt, Terminated) as stop:
+        name, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
+        print(f"stopped by {name}: the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(code)
+    except (ValueError, OSError, NonFiniteError, CollapseError, SaveError) as error:
+        _exit_with(error, str(error))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
             raise
-        sys.exit(f"error: {error} (ANYECG_TRACEBACK=1 shows where)")
+        _exit_with(
+            error,
+            f"A process that reads records died ({error}). Most often memory ran out: lower --dataloader_num_workers "
+            "(0: none). Checkpoints are kept: the same command goes on from the last one.",
+        )
+
+
+def _exit_with(error: Exception, text: str) -> None:
+    if os.environ.get("ANYECG_TRACEBACK"):
+        raise error
+    if text.startswith("Caught "):  # from a worker, with its traceback: the last line is the message
+        text = text.strip().rpartition("\n")[2]
+    sys.exit(f"error: {text} (ANYECG_TRACEBACK=1 shows where)")
+
+
+@contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    """Let SIGTERM clean up like Ctrl-C does. Processes forked meanwhile die of it as usual."""
+    own = os.getpid()
+
+    def stop(number, frame):
+        if os.getpid() == own:
+            raise Terminated
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _plain(arguments: Sequence) -> dict:
-    """Return all argument dataclasses as one dictionary (`TrainingArguments` masks its tokens)."""
+    """Return all argument dataclasses as one dictionary (`TrainingArguments` masks its tokens), with the launch."""
     merged: dict = {}
     for instance in arguments:
-        merged |= instance.to_dict() if isinstance(instance, TrainingArguments) else dataclasses.asdict(instance)
+        if isinstance(instance, TrainingArguments):
+            merged |= instance.to_dict() | {"num_processes": instance.world_size}
+        else:
+            merged |= dataclasses.asdict(instance)
     return merged

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from anyecg_hf.records import Record
 from training.dataset_rows import read_row, row_codes
 
-from .entry import RecordEntry
+from .entry import RecordEntry, naming_the_file
 
 TABLE = ["record_id", "corpus", "patient_id", "fold", "age", "sex", "weight", "scp_codes", "snomed_codes"]
 
@@ -24,13 +24,17 @@ def list_built(folder: Path) -> list[RecordEntry]:
     """Return the records of a built data set, or of one corpus of it (`data/ptb-xl`), without their signals.
 
     A record has all its codes, PTB-XL's statements and SNOMED CT: each task takes those that it knows.
+
+    Raises:
+        ValueError: a file is damaged.
     """
     entries = []
     for path in _files(folder):
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            for index, row in enumerate(file.read_row_group(group, columns=TABLE).to_pylist()):
-                entries.append(_entry(row, (str(path), group, index)))
+        with naming_the_file(path):
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                for index, row in enumerate(file.read_row_group(group, columns=TABLE).to_pylist()):
+                    entries.append(_entry(row, (str(path), group, index)))
     return entries
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from anyecg_hf.records import Record
 
@@ -40,3 +44,12 @@ def plausible_age(age: float | None) -> float | None:
     if age is None or age != age or age < 0:
         return None
     return OLDEST_AGE if age > 120 else float(age)
+
+
+@contextmanager
+def naming_the_file(path: Path) -> Iterator[None]:
+    """Let an error of reading Parquet be a `ValueError` that names the file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut ({error}): copy or build it anew.") from error

@@ -19,7 +19,7 @@ from anyecg_hf.leads import STANDARD_LEADS
 from anyecg_hf.records import Record, read_record
 from training.splits import fold_of
 
-from .entry import RecordEntry, plausible_age
+from .entry import RecordEntry, naming_the_file, plausible_age
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,9 @@ def list_packed(folder: Path) -> list[RecordEntry]:
     """Return the records of `fold-*.parquet` or `records.parquet`; the FLAC bytes (6-30 KB each) go along."""
     entries = []
     for path in _packed_files(folder):
-        for row in pq.read_table(path).to_pylist():
-            entries.append(_packed_entry(row))
+        with naming_the_file(path):
+            rows = pq.read_table(path).to_pylist()
+        entries += [_packed_entry(row) for row in rows]
     return entries
 
 
