@@ -334,6 +334,9 @@ class AnyECGPreTrainedModel(SavesItsCode, PreTrainedModel):
         elif isinstance(module, AnyECGEncoder) and module.global_tokens is not None:
             init.trunc_normal_(module.global_tokens, std=self.config.initializer_range)
 
+    def get_input_embeddings(self):
+        """Return None: patches are embedded by convolutions, there is no table of input tokens (FSDP asks for it)."""
+
     def _checked_inputs(self, input_values, lead_ids, attention_mask, bool_masked_pos=None):
         """Return `(token_mask, bool_masked_pos or None)`, bool of shape `(B, L, P)`; raise on shapes that do not fit."""
         config = self.config

@@ -20,7 +20,7 @@ import tokenization.train
 import training.finetune
 import training.pretrain
 from training.checkpointing import FINISHED, UNFINISHED
-from training.trainer import run_command
+from training.commands import run_command
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
 COMMANDS = {"quantizer": tokenization.train, "pretrain": training.pretrain, "finetune": training.finetune}

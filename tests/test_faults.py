@@ -405,7 +405,7 @@ def test_a_data_worker_that_is_killed_ends_the_run_with_advice(starter, output_d
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_one_line(starter, output_dir, number, code):
-    run = starter.start("finetune", output_dir, "--dataloader_num_workers", "2")
+    run = starter.start("finetune", output_dir, "--dataloader_num_workers", "2", "--max_steps", "5000")
     while not output_dir.exists() and run.process.exitcode is None:
         time.sleep(0.01)
     time.sleep(0.3)

@@ -41,11 +41,11 @@ from training.code_shards import (
     weights_sha256,
 )
 from training.collate import ECGCollator
+from training.commands import run_command
 from training.data import DataArguments, ECGDataset, list_sources, load_folds
 from training.objectives.masked_codes import encode_batch
 from training.shards import UNFINISHED, Output
 from training.splits import NUM_FOLDS
-from training.trainer import run_command
 
 logger = logging.getLogger(__name__)
 

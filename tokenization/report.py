@@ -26,8 +26,8 @@ from sklearn.cluster import KMeans
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 from training.checkpointing import last_checkpoint, load_extractor, write_json
 from training.collate import ECGCollator
+from training.commands import run_command
 from training.data import DataArguments, ECGDataset, load_splits
-from training.trainer import run_command
 
 from . import report_figures as figures
 from . import report_pictures as pictures

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from transformers import TrainerCallback, set_seed
 
 from anyecg_hf.configuration_anyecg import AnyECGQuantizerConfig
@@ -28,8 +28,10 @@ from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 from training.arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
 from training.checkpointing import load_extractor, save_final
 from training.collate import AugmentationArguments, ECGCollator
+from training.commands import run_command
 from training.data import DataArguments, ECGDataset, load_splits
-from training.trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
+from training.runs import finish, is_finished, run_training
+from training.trainer import AnyECGTrainer
 
 from .codebook_health import batches_of, code_shares, measure, perplexity_of, sample_of
 
@@ -76,6 +78,7 @@ class QuantizerTrainer(AnyECGTrainer):
 
     def __init__(self, *args, codebook: CodebookArguments, **kwargs):
         super().__init__(*args, logged=LOGGED, compute_metrics=_evaluation_figures, **kwargs)
+        _refuse_divided_codebook(self)
         self.codebook = codebook
         least = codebook.min_perplexity_share * self.model.config.codebook_size
         self.floors = {"codebook_perplexity": (least, COLLAPSED)}
@@ -92,7 +95,14 @@ class QuantizerTrainer(AnyECGTrainer):
         return self.model.vector_quantizer.figures()
 
     def start_codebook(self) -> None:
-        """Fill the codebook by k-means on the encoder's vectors of a fixed sample of training records."""
+        """Fill the codebook by k-means on the encoder's vectors of a fixed sample of training records, alike everywhere."""
+        if self.is_world_process_zero():
+            self._fit_codebook()
+        if self.args.world_size > 1:
+            for value in self.model.vector_quantizer.state_dict().values():
+                distributed.broadcast(value, src=0)
+
+    def _fit_codebook(self) -> None:
         device, patches_each = self.model.device, 100
         records = sample_of(self.train_dataset, -(-self.codebook.codebook_start_vectors // patches_each))
         generator = torch.Generator(device="cpu").manual_seed(self.args.seed)
@@ -121,6 +131,20 @@ class QuantizerTrainer(AnyECGTrainer):
         samples, residual = samples * mask[..., None], residual * mask[..., None]
         sums = torch.stack([count.float(), *(x.sum((1, 2, 3)) for x in (samples, samples**2, residual**2))], dim=1)
         return outputs.loss.detach(), sums, outputs.rhythm_codes
+
+
+def _refuse_divided_codebook(trainer: QuantizerTrainer) -> None:
+    """Refuse launches in which the codebook would not be that of one process with the whole batch."""
+    if trainer.args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"--gradient_accumulation_steps {trainer.args.gradient_accumulation_steps}: the codebook follows every batch that "
+            "it sees, so stage one takes 1. For a larger batch start more processes or raise --per_device_train_batch_size."
+        )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "Stage one does not run under FSDP or DeepSpeed: the codebook must be whole on every process. Start it without "
+            "their configuration file (accelerate launch --multi_gpu, torchrun); the xl quantizer fits one GPU."
+        )
 
 
 class _CodebookStart(TrainerCallback):

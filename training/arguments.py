@@ -28,6 +28,9 @@ class AnyECGTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "a non-finite loss stops the run instead"})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "the collator makes the columns"})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "integrations to report to"})
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "several processes: some weights (the mask token) take no part in every stage"}
+    )
     layer_decay: float = field(
         default=1.0,
         metadata={"help": "learning rate of layer i is multiplied by this to the power of its distance from the head"},
@@ -44,6 +47,10 @@ class AnyECGTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.cuda.is_available():
             self.use_cpu = True  # also what makes several processes on a CPU train together
+        if self.dataloader_drop_last:
+            raise ValueError(
+                "--dataloader_drop_last: leave it out. Training takes whole batches anyway, and evaluation would miss records."
+            )
         for name in ("layer_decay", "weight_average_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"--{name} {getattr(self, name)}: accepted are numbers from 0 to 1.")

@@ -20,12 +20,12 @@ from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
 
 from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
+from .commands import run_command
 from .data import DataArguments, ECGDataset, list_sources, load_folds, with_task
 from .evaluate import task_of
 from .inference import predict_logits
 from .labels import MULTI, Task
 from .metrics import can_score_superclasses, class_auroc, mean_of_scored, patient_bootstrap, superclass_metrics
-from .trainer import run_command
 
 logger = logging.getLogger(__name__)
 

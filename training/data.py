@@ -86,13 +86,26 @@ class EpochSampler(torch.utils.data.Sampler):
 
     So the order, and with the item's seed all randomness of the data, is the same after a restart and for any number
     of workers. The Trainer calls `set_epoch`.
+
+    Args:
+        batch_size (`int`): of a step, over all processes and micro-batches. What does not fill a batch at an epoch's end is
+            left out, other records each time: else the steps would depend on how the batch is divided.
+
+    Raises:
+        ValueError: there are fewer items than a batch takes.
     """
 
-    def __init__(self, num_items: int, *, seed: int):
+    def __init__(self, num_items: int, *, seed: int, batch_size: int = 1):
+        if num_items < batch_size:
+            raise ValueError(
+                f"{num_items} training records make no whole batch of {batch_size} (--per_device_train_batch_size x "
+                "--gradient_accumulation_steps x processes). Give more records or lower one of these."
+            )
         self.num_items, self.seed, self.epoch = num_items, seed, 0
+        self.num_taken = num_items - num_items % batch_size
 
     def __len__(self) -> int:
-        return self.num_items
+        return self.num_taken
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = int(epoch)
@@ -100,7 +113,7 @@ class EpochSampler(torch.utils.data.Sampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
         order = np.random.default_rng((self.seed, epoch)).permutation(self.num_items)
-        return ((epoch, int(index)) for index in order)
+        return ((epoch, int(index)) for index in order[: self.num_taken])
 
 
 @dataclass

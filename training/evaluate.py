@@ -26,6 +26,7 @@ from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
 
 from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
+from .commands import run_command
 from .data import DataArguments, ECGDataset, list_sources, load_folds, with_task
 from .inference import embed_records, predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
@@ -41,7 +42,6 @@ from .metrics import (
     task_metrics,
 )
 from .splits import TRAIN_FOLDS, spread_order
-from .trainer import run_command
 
 logger = logging.getLogger(__name__)
 

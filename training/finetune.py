@@ -25,12 +25,14 @@ from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
 from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
 from .checkpointing import load_extractor
 from .collate import AugmentationArguments, ECGCollator
+from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits, with_task
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
+from .runs import finish, is_finished, run_training
 from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
-from .trainer import AnyECGTrainer, finish, is_finished, run_command, run_training
+from .trainer import AnyECGTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ def build_model(model_args: ModelArguments, task: Task, targets: np.ndarray) -> 
             setattr(config, name, value)
         model = AnyECGForSequenceClassification(config)
     start_head(model.classifier, task, targets)
+    model.anyecg.embeddings.mask_token.requires_grad_(False)  # nothing is hidden: it would have no optimizer state
     return model
 
 
@@ -112,7 +115,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, task_args
     trainer = AnyECGTrainer(
         model, args, train_dataset=train, eval_dataset=held_out, processing_class=extractor,
         data_collator=ECGCollator(extractor, window_seconds=data_args.window_seconds, augmentation=augmentation),
-        compute_metrics=lambda prediction: _figures(task, prediction, scale),
+        compute_metrics=lambda prediction: _figures(task, prediction, scale) | {"loss": _loss(model, prediction)},
     )  # fmt: skip
     trainer.target_scale = scale
     return trainer, task
@@ -122,6 +125,11 @@ def _target_scale(task: Task, train: ECGDataset) -> tuple[np.ndarray, np.ndarray
     if task.problem_type != REGRESSION:
         return None
     return train.targets.mean(axis=0), np.maximum(train.targets.std(axis=0), 1e-6)
+
+
+def _loss(model: AnyECGForSequenceClassification, prediction) -> float:
+    """Return the loss over all records, in place of a mean over batches."""
+    return float(model._loss(torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)))
 
 
 def _figures(task: Task, prediction, scale) -> dict[str, float]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, set_seed
 
@@ -30,12 +31,14 @@ from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArgumen
 from .checkpointing import load_extractor, project_path, save_final
 from .code_shards import StoredCodes
 from .collate import AugmentationArguments, ECGCollator
+from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits
 from .masking import PATTERN_SHARES, PATTERNS
 from .objectives import CodeBaselines, Contrastive, LatentPrediction, MaskedCodes, MaskedWaveform, Objective
 from .objectives.masked_codes import encode_batch
+from .runs import finish, is_finished, run_training
 from .splits import spread_order
-from .trainer import AnyECGTrainer, finish, is_finished, require_finite, run_command, run_training
+from .trainer import AnyECGTrainer, require_finite
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +93,10 @@ class PretrainTrainer(AnyECGTrainer):
         super().__init__(
             model, *args, logged=model.logged, floors=model.floors, compute_metrics=self._figures, **kwargs
         )
-        self.objective = model
+
+    @property
+    def objective(self) -> Objective:
+        return self.model
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -99,7 +105,9 @@ class PretrainTrainer(AnyECGTrainer):
         return outputs["loss"].detach(), outputs["sums"].double(), inputs["lead_ids"][:, 0]  # the library wants labels
 
     def _figures(self, prediction) -> dict[str, float]:
-        return self.objective.figures(torch.from_numpy(prediction.predictions))
+        """Return the objective's figures, and the loss over all records in place of a mean over batches."""
+        sums = torch.from_numpy(prediction.predictions)
+        return {"loss": float(sums[:, 1].sum() / sums[:, 0].sum())} | self.objective.figures(sums)
 
 
 class FixedPattern(Dataset):
@@ -159,7 +167,11 @@ def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCo
         folder = _quantizer_folder(objective_args)
         quantizer = AnyECGRhythmQuantizer.from_pretrained(folder).eval()
         require_finite(quantizer.state_dict().items(), when=f"in --quantizer {folder}", advice="Train it again.")
-    baselines = code_baselines(quantizer, _sample(train, objective_args.unigram_records), collator)
+    baselines = None
+    if args.process_index == 0:  # minutes with a large quantizer
+        at_device = quantizer and quantizer.to(args.device)
+        baselines = code_baselines(at_device, _sample(train, objective_args.unigram_records), collator)
+    baselines = broadcast_object_list([baselines])[0]
     set_seed(args.seed)
     model = build_model(model_args, "masked_codes", codebook_size=len(baselines.counts))
     if not model_args.init_from:

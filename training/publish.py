@@ -25,7 +25,7 @@ import anyecg_hf
 from anyecg_hf.hub import export_checkpoint
 
 from .checkpointing import ARGUMENTS, FINISHED, load_extractor
-from .trainer import run_command
+from .commands import run_command
 
 logger = logging.getLogger(__name__)
 

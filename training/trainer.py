@@ -1,52 +1,32 @@
-"""The Trainer of all three stages, and how a command runs it: resume, stop on non-finite numbers, finish."""
+"""The Trainer of all three stages: exact means, learning rates by layer, whole checkpoints, a stop on non-finite numbers."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import copy
 import logging
-import math
 import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.utils import logging as transformers_logging
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from .arguments import AnyECGTrainingArguments
 from .checkpointing import (
     MIN_CHECKPOINTS,
-    RESULTS,
-    SaveError,
-    check_arguments,
-    checkpoints_in,
     delete_old_checkpoints,
-    finished_steps,
-    last_checkpoint,
-    lock_folder,
     name_checkpoint,
-    remove_leftovers,
-    save_arguments,
-    save_final,
-    steps_of,
     unfinished_folder,
-    what_is_damaged_of_the_end,
     without_nan,
-    write_end,
-    write_json,
 )
 from .data import EpochSampler
-from .health import CollapseError, PatchRate, TensorBoard, refuse_collapse
+from .health import PatchRate, TensorBoard, refuse_collapse
+from .kept_weights import BestWeights, WeightAverage, write_weights
 from .objectives import Objective
 
 logger = logging.getLogger(__name__)
@@ -59,10 +39,6 @@ MARGIN_BYTES = 2_000_000  # of a checkpoint beside its tensors: configuration, r
 
 class NonFiniteError(RuntimeError):
     """The loss, a gradient or a weight is NaN or infinite: the run cannot go on, the last checkpoint is kept."""
-
-
-class Terminated(BaseException):
-    """SIGTERM has arrived."""
 
 
 class AnyECGTrainer(Trainer):
@@ -105,11 +81,14 @@ class AnyECGTrainer(Trainer):
             WeightAverage(self.model, self.args.weight_average_decay) if self.args.weight_average_decay else None
         )
         self.add_callback(_StepCallback(self))
+        _check_shards(self)
+        self._skeleton = skeleton_of(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._sampler = EpochSampler(len(dataset), seed=seed)
+        batch_size = self.get_total_train_batch_size(self.args)
+        self._sampler = EpochSampler(len(dataset), seed=seed, batch_size=batch_size)
         return self._sampler
 
     def set_data_epoch(self, epoch: int) -> None:
@@ -129,33 +108,46 @@ class AnyECGTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            self._note_parts(outputs)
+            self._note_parts(outputs, are_shares=num_items_in_batch is not None)
             self._patch_rate.note(inputs)
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples, device):
         """Return over how many items the means of the loss go, over all micro-batches and processes, by name.
 
-        So the loss of a step does not depend on how its batch is divided. None where the model does not count.
+        So the loss of a step does not depend on how its batch is divided. None where the model does not count: then the
+        library takes the mean over micro-batches and processes.
         """
         if not hasattr(self.model, "count_items") or not batch_samples:
             return None
         counts = [self.model.count_items(batch) for batch in batch_samples]
-        totals = {name: sum(count[name] for count in counts).to(device) for name in counts[0]}
-        return self.accelerator.reduce(totals, reduction="sum")
+        if not counts[0]:
+            return None
+        totals = torch.stack([sum(count[name] for count in counts) for name in counts[0]]).to(device)
+        return dict(zip(counts[0], self.accelerator.reduce(totals, reduction="sum"), strict=True))
 
-    def _note_parts(self, outputs) -> None:
+    def _note_parts(self, outputs, *, are_shares: bool) -> None:
+        """Add up the parts for the log; `are_shares`: a "loss_..." is this micro-batch's share of that of the step."""
+        num_shares = self.accelerator.num_processes * self.current_gradient_accumulation_steps if are_shares else 1
         for name in self.logged:
             value, count = self._parts.get(name, (0.0, 0))
-            self._parts[name] = (value + outputs[name].detach().float(), count + 1)
+            part = outputs[name].detach().float() * (num_shares if name.startswith("loss_") else 1)
+            self._parts[name] = (value + part, count + 1)
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs = logs | {name: float(value / count) for name, (value, count) in self._parts.items()}
-            logs = logs | self.state_figures() | {"patches_per_second": self._patch_rate.read()}
-            self._parts = {}
+            logs = logs | self._mean_parts() | self.state_figures()
+            logs["patches_per_second"] = self._patch_rate.read() * self.args.world_size
         super().log(logs, start_time)
         refuse_collapse(self.floors, logs, step=self.state.global_step)
+
+    def _mean_parts(self) -> dict[str, float]:
+        """Return the means of the parts since they were last asked for, over all processes."""
+        if not self._parts:
+            return {}
+        means = torch.stack([value / count for value, count in self._parts.values()])
+        names, self._parts = list(self._parts), {}
+        return dict(zip(names, self.accelerator.reduce(means, reduction="mean").tolist(), strict=True))
 
     def state_figures(self) -> dict[str, float]:
         """Return figures of the model's own state, to be logged beside the loss."""
@@ -271,6 +263,17 @@ class AnyECGTrainer(Trainer):
         pairs = [(self.average, AVERAGE_FILE), (self.best, BEST_FILE)]
         return [(kept, name) for kept, name in pairs if kept is not None]
 
+    def take_whole_model(self) -> None:
+        """Let the model be a plain one with all its weights on every process, where it was trained in shards."""
+        if self._skeleton is None:
+            return
+        if self.is_deepspeed_enabled:
+            values = _gathered_by_deepspeed(self.model)
+        else:
+            values = {name: _whole(value) for name, value in self.model.state_dict().items()}
+        self._skeleton.load_state_dict(values, assign=True)
+        self.model = self.model_wrapped = self._skeleton.to(self.args.device)
+
     def take_final_weights(self) -> None:
         """Let the model hold the weights that the run ends with: the best, else the average, else the last."""
         if self.best is not None and self.best.step is not None:
@@ -310,95 +313,39 @@ def require_finite(named: Iterable[tuple[str, torch.Tensor]], *, when: str, advi
             raise NonFiniteError(f"{name} is not finite {when}. {advice}")
 
 
-class WeightAverage:
-    """Exponential average of the trainable weights; a young one follows faster: min(decay, (1 + t) / (10 + t))."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.values = copy_weights(model)
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, *, step: int) -> None:
-        """Move the average towards the weights after optimizer step `step` (1, 2, ...)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        weights = {name: value.detach() for name, value in _trainable(model)}
-        torch._foreach_lerp_([self.values[name] for name in weights], list(weights.values()), 1 - decay)
-
-    @contextmanager
-    def applied_to(self, model: nn.Module):
-        own = copy_weights(model)
-        write_weights(model, self.values)
-        try:
-            yield
-        finally:
-            write_weights(model, own)
-
-    def save(self, path: Path) -> None:
-        save_file(self.values, str(path))
-
-    def load(self, path: Path) -> None:
-        _require_file(path, "--weight_average_decay")
-        stored = load_file(str(path))
-        for name, value in self.values.items():
-            value.copy_(stored[name])
+def _check_shards(trainer: AnyECGTrainer) -> None:
+    """Refuse launches that would not do what they ask for."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"FSDP is asked for, but accelerate does not shard {trainer.args.world_size} process(es) on "
+            f"{trainer.args.device.type}: it needs several GPUs. Start it without the FSDP configuration file."
+        )
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (trainer.average or trainer.best):
+        raise ValueError(
+            "--weight_average_decay and --keep_best keep whole copies of the weights, which FSDP and DeepSpeed cut into "
+            "shards. Set them to 0 and False, or start without the configuration file of FSDP or DeepSpeed."
+        )
 
 
-class BestWeights:
-    """The weights with the best figure so far; kept in every checkpoint, so that none depends on another."""
-
-    def __init__(self, name: str, *, greater_is_better: bool):
-        self.name, self.greater_is_better = name, greater_is_better
-        self.values: dict[str, torch.Tensor] = {}
-        self.figure: float | None = None
-        self.step: int | None = None
-        self.evaluated_step: int | None = None
-
-    def note(self, model: nn.Module, metrics: dict[str, float], *, step: int) -> None:
-        """Keep the weights of `model` if their figure is the best; NaN never is.
-
-        Raises:
-            ValueError: the evaluation gives no figure of this name.
-        """
-        key = self.name if self.name in metrics else f"eval_{self.name}"
-        if key not in metrics:
-            raise ValueError(
-                f"--metric_for_best_model {self.name!r} is no figure of the evaluation: {sorted(metrics)}."
-            )
-        self.evaluated_step, figure = step, metrics[key]
-        is_better = self.step is None or (figure > self.figure if self.greater_is_better else figure < self.figure)
-        if is_better and math.isfinite(figure):
-            self.values, self.figure, self.step = copy_weights(model), float(figure), step
-
-    def save(self, path: Path) -> None:
-        facts = json.dumps([self.figure, self.step, self.evaluated_step])
-        save_file(self.values, str(path), metadata={"facts": facts, "format": "pt"})
-
-    def load(self, path: Path) -> None:
-        _require_file(path, "--keep_best")
-        with safe_open(str(path), framework="pt") as file:
-            self.figure, self.step, self.evaluated_step = json.loads(file.metadata()["facts"])
-            self.values = {name: file.get_tensor(name) for name in file.keys()}
+def skeleton_of(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` whose parameters are on the meta device: nothing of its weights is copied."""
+    empty = {
+        id(value): nn.Parameter(value.to("meta"), requires_grad=value.requires_grad) for value in model.parameters()
+    }
+    return copy.deepcopy(model, empty)
 
 
-def _require_file(path: Path, option: str) -> None:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: the run was started without {option}. Start it in a new folder.")
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """Return `value` gathered from all processes where each holds a shard of it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy of the trainable weights."""
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in _trainable(model)}
+def _gathered_by_deepspeed(model: nn.Module) -> dict[str, torch.Tensor]:
+    from deepspeed import zero
 
-
-@torch.no_grad()
-def write_weights(model: nn.Module, values: dict[str, torch.Tensor]) -> None:
-    """Put `values`, as `copy_weights` gives them, into `model`."""
-    for name, parameter in _trainable(model):
-        parameter.copy_(values[name])
-
-
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    with zero.GatheredParameters(list(model.parameters())):  # whole already in stage 2
+        values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in values.items()}
 
 
 def layer_of(name: str) -> int | None:
@@ -428,7 +375,7 @@ class _StepCallback(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         gradients = [value.grad for value in self.trainer.model.parameters() if value.grad is not None]
-        if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+        if not torch.isfinite(_whole(nn.utils.get_total_norm(gradients))):
             raise NonFiniteError(
                 f"A gradient of step {state.global_step + 1} is not finite: training stops before it is applied, "
                 "checkpoints are kept. Lower --learning_rate or raise --warmup_steps."
@@ -439,159 +386,3 @@ class _StepCallback(TrainerCallback):
             self.trainer.model.after_step()
         if self.trainer.average is not None:
             self.trainer.average.update(self.trainer.model, step=state.global_step + 1)
-
-
-def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
-    """Train to the end, from the newest whole checkpoint of the output folder or from the start; see `trainer.model` then.
-
-    A run whose last checkpoint is at the last step is only loaded: it was stopped while its results were written.
-    """
-    checkpoint = _take_folder(trainer, _plain(arguments))
-    require_finite(
-        trainer.model.state_dict().items(), when="before the first step", advice="Take another model for --init_from."
-    )
-    if checkpoint is not None and steps_of(checkpoint) >= total_steps(trainer):
-        _load_trained(trainer, checkpoint)
-    else:
-        if checkpoint is not None:
-            logger.info("going on from %s, step %d", checkpoint, steps_of(checkpoint))
-        trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.require_finite()
-    trainer.evaluate_last_step()
-    trainer.take_final_weights()
-    # without the precision wrapper of training: results are measured in float32, as users run the model
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-
-
-def _take_folder(trainer: AnyECGTrainer, arguments: dict) -> str | None:
-    """Lock and tidy the output folder; return the checkpoint to go on from, the same on every process."""
-    checkpoint, output_dir = None, trainer.args.output_dir
-    if trainer.is_world_process_zero():
-        trainer.folder_lock = lock_folder(output_dir)
-        remove_leftovers(output_dir)
-        checkpoint = last_checkpoint(output_dir)
-        save_arguments(output_dir, arguments)
-    return broadcast_object_list([checkpoint])[0]
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Return the number of optimizer steps that the arguments ask for."""
-    args = trainer.args
-    if args.max_steps > 0:
-        return args.max_steps
-    steps_per_epoch = max(1, math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps))
-    return math.ceil(args.num_train_epochs * steps_per_epoch)
-
-
-def _load_trained(trainer: AnyECGTrainer, checkpoint: str) -> None:
-    logger.info("training was complete at %s, step %d", checkpoint, steps_of(checkpoint))
-    trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-    trainer._load_from_checkpoint(checkpoint)
-    # as training does, so that evaluations do not wrap it later in mixed precision, after it was unwrapped
-    trainer.accelerator.prepare_model(trainer.model, evaluation_mode=True)
-
-
-def is_finished(trainer: Trainer, arguments: Sequence) -> bool:
-    """Return whether the run in the output folder has ended whole at the steps asked for, and say so.
-
-    Raises:
-        ValueError: the run was started with other arguments, or its end is damaged and no checkpoint is left.
-    """
-    output_dir = trainer.args.output_dir
-    check_arguments(output_dir, _plain(arguments))
-    done = finished_steps(output_dir)
-    if done is None or done < total_steps(trainer):
-        return False
-    damage = what_is_damaged_of_the_end(output_dir)
-    if damage is None:
-        logger.info("%s is finished (%d steps): nothing to do. Another --output_dir starts anew.", output_dir, done)
-        return True
-    if not checkpoints_in(output_dir):
-        raise ValueError(
-            f"The run in {output_dir} was finished, but {damage}, and no checkpoint is left to write it from. Bring the "
-            "file back from a copy, or train again in another --output_dir."
-        )
-    logger.warning("%s was finished, but %s: written again from the last checkpoint", output_dir, damage)
-    return False
-
-
-def finish(trainer: AnyECGTrainer, report: dict, *, save: Callable = save_final) -> None:
-    """Write the model (by `save(model, extractor, folder)`) and its results, and mark the run as finished."""
-    if not trainer.is_world_process_zero():
-        return
-
-    def write(folder: Path) -> None:
-        save(trainer.model, trainer.processing_class, folder)
-        write_json(folder / RESULTS, report)
-
-    output_dir = trainer.args.output_dir
-    write_end(output_dir, write, steps=total_steps(trainer), needed=trainer._bytes_to_write())
-    logger.info("finished: %s", output_dir)
-
-
-def start_logging() -> None:
-    """Log progress to standard error: this project's messages (of the first process), and the libraries' warnings."""
-    level = logging.INFO if int(os.environ.get("LOCAL_RANK", "0")) == 0 else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for package in ("training", "tokenization", "anyecg_hf", "__main__"):
-        logging.getLogger(package).setLevel(level)
-    transformers_logging.set_verbosity_warning()
-
-
-def run_command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run `main` on the command line. What a user can meet ends with one line and code 1; a signal with its own code."""
-    start_logging()
-    try:
-        with _sigterm_as_exception():
-            main(sys.argv[1:])
-    except (KeyboardInterrupt, Terminated) as stop:
-        name, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
-        print(f"stopped by {name}: the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(code)
-    except (ValueError, OSError, NonFiniteError, CollapseError, SaveError) as error:
-        _exit_with(error, str(error))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        _exit_with(
-            error,
-            f"A process that reads records died ({error}). Most often memory ran out: lower --dataloader_num_workers "
-            "(0: none). Checkpoints are kept: the same command goes on from the last one.",
-        )
-
-
-def _exit_with(error: Exception, text: str) -> None:
-    if os.environ.get("ANYECG_TRACEBACK"):
-        raise error
-    if text.startswith("Caught "):  # from a worker, with its traceback: the last line is the message
-        text = text.strip().rpartition("\n")[2]
-    sys.exit(f"error: {text} (ANYECG_TRACEBACK=1 shows where)")
-
-
-@contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """Let SIGTERM clean up like Ctrl-C does. Processes forked meanwhile die of it as usual."""
-    own = os.getpid()
-
-    def stop(number, frame):
-        if os.getpid() == own:
-            raise Terminated
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _plain(arguments: Sequence) -> dict:
-    """Return all argument dataclasses as one dictionary (`TrainingArguments` masks its tokens), with the launch."""
-    merged: dict = {}
-    for instance in arguments:
-        if isinstance(instance, TrainingArguments):
-            merged |= instance.to_dict() | {"num_processes": instance.world_size}
-        else:
-            merged |= dataclasses.asdict(instance)
-    return merged

@@ -42,7 +42,10 @@ class Objective(nn.Module):
         return {"hidden": scored_positions(batch).sum()}
 
     def figures(self, sums: torch.Tensor) -> dict[str, float]:
-        """Return the figures of an evaluation from the `sums` of all records, float64 `(records, n)`."""
+        """Return the figures of an evaluation from the `sums` of all records, float64 `(records, n)`.
+
+        The first two columns of `sums` are always over how many positions and the sum of the loss over them.
+        """
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -51,6 +54,10 @@ class Objective(nn.Module):
     def finished_model(self) -> PreTrainedModel:
         """Return the model that the run ends with."""
         return self.model
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **options) -> None:
+        """As the Trainer calls it (before Transformers 5.23 by the next name): keep a layer's input only, compute it again."""
+        self.model.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None) -> None:
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=gradient_checkpointing_kwargs)

@@ -81,7 +81,7 @@ class Contrastive(Objective):
         targets, perplexity = self.quantizer(features.float(), where.flatten(1))
         targets = nn.functional.normalize(self.project_target(targets).float(), dim=-1)
         guesses = nn.functional.normalize(self.project_state(states).flatten(1, 2).float(), dim=-1)
-        logits = guesses @ targets.transpose(1, 2) / self.temperature
+        logits = (guesses @ targets.transpose(1, 2)).float() / self.temperature
         return logits.masked_fill(~where.flatten(1)[:, None], torch.finfo(logits.dtype).min), perplexity
 
     def _record_logits(self, pooled):
@@ -90,7 +90,8 @@ class Contrastive(Objective):
         if distributed.is_available() and distributed.is_initialized():
             both = [torch.cat(parts) for parts in zip(*(half.chunk(2) for half in all_gather(vectors)), strict=True)]
             vectors = torch.cat(both)
-        return (vectors @ vectors.T / self.temperature).fill_diagonal_(torch.finfo(vectors.dtype).min)
+        likeness = (vectors @ vectors.T).float() / self.temperature  # autocast makes products bf16
+        return likeness.fill_diagonal_(torch.finfo(likeness.dtype).min)
 
     def figures(self, sums):
         num, cross_entropy, hits = sums.sum(0).tolist()

@@ -40,6 +40,9 @@ class LatentPrediction(Objective):
     ):
         super().__init__()
         self.model = model
+        model.embeddings.mask_token.requires_grad_(
+            False
+        )  # not used: without a gradient it would have no optimizer state
         self.teacher = copy.deepcopy(model).requires_grad_(False)
         self.predictor = LatentPredictor(model.config, predictor_size, predictor_layers)
         self.teacher_decay = teacher_decay
