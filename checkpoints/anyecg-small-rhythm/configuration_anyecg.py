@@ -78,6 +78,7 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
             on its own, as in the paper.
         stem_channels, stem_kernel_sizes, stem_strides (`list[int]`): the convolutions; their strides must divide the patch.
         stem_norm_groups, stem_bins (`int`): groups of the normalisation; time bins of a patch that are kept apart.
+        stem_amplitude (`bool`): add mean, deviation and extremes of each patch, which the normalisation divides out.
         layer_scale_init (`float`): start of the learned scale on each residual branch.
         codebook_size (`int`): number of rhythm codes that masked-code modelling predicts.
         pooling (`str`): "mean" or "mean_max" of the valid tokens, for the classification head.
@@ -110,6 +111,7 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     stem_strides: list[int] | tuple[int, ...] = (5, 2, 2, 1)
     stem_norm_groups: int = 4
     stem_bins: int = 5
+    stem_amplitude: bool = True
     codebook_size: int = 1024
     pooling: str = "mean"
     thresholds: list[float] | None = None
@@ -223,6 +225,7 @@ class AnyECGQuantizerConfig(_PresetMixin, PreTrainedConfig):
     stem_strides: list[int] | tuple[int, ...] = (5, 2, 1)
     stem_norm_groups: int = 4
     stem_bins: int = 30
+    stem_amplitude: bool = True
     codebook_size: int = 1024
     codebook_dim: int = 32
     codebook_update: str = "ema"

@@ -28,6 +28,7 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
     config: AnyECGQuantizerConfig
     base_model_prefix = "quantizer"
     _head_modules = ()
+    accepts_loss_kwargs = True  # takes `num_items_in_batch`, see `count_items`
     # Distances between codes need full precision whatever the rest runs in.
     _keep_in_fp32_modules_strict = ["vector_quantizer.codebook", "vector_quantizer.code_share"]
 
@@ -113,28 +114,37 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
         sex: torch.Tensor | None = None,
         weight: torch.Tensor | None = None,
         return_loss: bool = True,  # there are no labels: by this name the Trainer knows that a loss comes all the same
+        num_items_in_batch: dict[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> AnyECGQuantizerOutput:
         """Return codes, reconstruction and the five losses, apart and as their weighted sum.
 
         Args (beyond those of `AnyECGModel.forward`):
             age, sex, weight (`torch.Tensor` of shape `(B,)`, *optional*): years; 0 male, 1 female; kilogram. NaN = unknown.
+            num_items_in_batch (`dict`, *optional*): as `count_items` gives them, summed over the parts of a divided batch;
+                then each loss is this part's share, and the shares add up to the loss of the whole batch.
 
         Source: L_T = L_morph + L_freq + L_demo + L_cb + beta * L_com, AnyECG stage 1. With `codebook_update="ema"` the
         codebook loss is reported but not summed: the moving average takes its place.
         """
         vectors, token_mask = self.encode_vectors(input_values, lead_ids, attention_mask)
-        quantized, codes, loss_codebook, loss_commitment = self.vector_quantizer(vectors, token_mask)
+        nums = num_items_in_batch or {}
+        num_patches = nums.get("patches")
+        quantized, codes, loss_codebook, loss_commitment = self.vector_quantizer(vectors, token_mask, num_patches)
         states = self.decode_vectors(quantized, lead_ids, token_mask)
         target = self._scaled_patches(input_values, token_mask)
         losses = {
-            "loss_morphology": _patch_loss(self.morphology_head(states), target, token_mask),
-            "loss_frequency": _patch_loss(self.frequency_head(states), self.frequency_target(target), token_mask),
-            "loss_demography": self._demography_loss(states, token_mask, {"age": age, "sex": sex, "weight": weight}),
+            "loss_morphology": _patch_loss(self.morphology_head(states), target, token_mask, num_patches),
+            "loss_frequency": _patch_loss(
+                self.frequency_head(states), self.frequency_target(target), token_mask, num_patches
+            ),
+            "loss_demography": self._demography_loss(
+                states, token_mask, {"age": age, "sex": sex, "weight": weight}, nums
+            ),
             "loss_codebook": loss_codebook,
             "loss_commitment": loss_commitment,
         }
-        usage, perplexity = code_statistics(codes, self.config.codebook_size)
+        usage, perplexity = code_statistics(codes, self.config.codebook_size, over_processes=self.training)
         return AnyECGQuantizerOutput(
             loss=self._weighted_sum(losses),
             **losses,
@@ -143,6 +153,12 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
             usage=usage,
             perplexity=perplexity,
         )
+
+    def count_items(self, batch) -> dict[str, torch.Tensor]:
+        """Return over how many items the means of the losses of `batch` go: patches, and records of known age, sex, weight."""
+        token_mask = batch["attention_mask"].bool() & (batch["lead_ids"] > 0)[..., None]
+        known = {name: batch[name].isfinite().sum() for name in self.config.demography if batch.get(name) is not None}
+        return {"patches": token_mask.sum(), **known}
 
     def encode_vectors(self, input_values, lead_ids, attention_mask=None):
         """Return `(vectors (B, L, P, C) before normalisation, token_mask (B, L, P) bool)`."""
@@ -184,8 +200,11 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
         patches = self.morphology_head(states).float() * self.config.input_scale_mv
         return torch.where(token_mask[..., None], patches, torch.zeros_like(patches)).flatten(2)
 
-    def _demography_loss(self, states, token_mask, given):
-        """Return the mean over the attributes of the loss over the records for which each is known."""
+    def _demography_loss(self, states, token_mask, given, nums):
+        """Return the mean over the attributes of the loss over the records for which each is known.
+
+        `nums`: over how many records, by name, where that is not those of this batch.
+        """
         predictions = self.demography_head(masked_mean(states, token_mask)).float()  # (B, attributes)
         losses = []
         for i, name in enumerate(self.config.demography):
@@ -199,7 +218,7 @@ class AnyECGRhythmQuantizer(AnyECGPreTrainedModel):
             else:
                 center, spread = DEMOGRAPHY_SCALES[name]
                 loss = nn.functional.smooth_l1_loss(prediction, (value - center) / spread, reduction="sum")
-            losses.append(loss / known.sum().clamp(min=1))
+            losses.append(loss / nums.get(name, known.sum()).clamp(min=1))
         return torch.stack(losses).mean() if losses else predictions.sum() * 0.0
 
     def _weighted_sum(self, losses):
@@ -217,7 +236,7 @@ def _bottleneck(in_features, hidden_features, out_features):
     return nn.Sequential(nn.Linear(in_features, hidden_features), nn.Tanh(), nn.Linear(hidden_features, out_features))
 
 
-def _patch_loss(prediction, target, token_mask):
-    """Return the mean squared error over all elements of the valid patches."""
+def _patch_loss(prediction, target, token_mask, num_patches):
+    """Return the squared error over all elements of the valid patches, over `num_patches` (default: as many as there are)."""
     error = (prediction.float() - target).square().mean(-1)
-    return (error * token_mask).sum() / token_mask.sum().clamp(min=1)
+    return (error * token_mask).sum() / (token_mask.sum() if num_patches is None else num_patches).clamp(min=1)

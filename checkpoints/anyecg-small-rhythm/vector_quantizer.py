@@ -42,8 +42,12 @@ class CosineVectorQuantizer(nn.Module):
         init.zeros_(self.steps_unused)
         init.zeros_(self.num_restarts)
 
-    def forward(self, vectors, valid):
+    def forward(self, vectors, valid, num_valid=None):
         """Quantise `vectors` (..., C); `valid` (...) bool says which count.
+
+        Args:
+            num_valid (`torch.Tensor`, *optional*): over how many vectors the means of the losses go, where a batch is divided
+                over processes; default: those of `valid`.
 
         Returns:
             `tuple`: quantised unit vectors (..., C) with the straight-through gradient, codes (...) int64 with -100 where not
@@ -52,8 +56,8 @@ class CosineVectorQuantizer(nn.Module):
         vectors = nn.functional.normalize(vectors.float(), dim=-1)
         codes = self.lookup(vectors)
         quantized = self.embed(codes)
-        codebook_loss = _valid_mean((quantized - vectors.detach()).square().sum(-1), valid)
-        commitment_loss = _valid_mean((vectors - quantized.detach()).square().sum(-1), valid)
+        codebook_loss = _valid_mean((quantized - vectors.detach()).square().sum(-1), valid, num_valid)
+        commitment_loss = _valid_mean((vectors - quantized.detach()).square().sum(-1), valid, num_valid)
         if self.training:
             self._track(vectors.detach()[valid], codes[valid])
         quantized = vectors + (quantized - vectors).detach()
@@ -95,13 +99,20 @@ class CosineVectorQuantizer(nn.Module):
         self.steps_unused.zero_()
         self.num_restarts.zero_()
 
+    def figures(self):
+        """Return what the moving shares say of the codebook: its perplexity, dead codes, codes restarted so far."""
+        shares = self.code_share.double() / self.code_share.double().sum()
+        return {
+            "codebook_perplexity": float(torch.exp(-torch.xlogy(shares, shares).sum())),
+            "dead_codes": int((self.code_share < self.dead_code_share / self.codebook_size).sum()),
+            "restarted_codes": int(self.num_restarts),
+        }
+
     @torch.no_grad()
     def _track(self, vectors, codes):
         """Update usage, codebook ("ema") and dead codes from the valid `vectors` (num, C) of one training step."""
         sums, counts = _sum_by_code(vectors, codes, self.codebook_size)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(sums)
-            distributed.all_reduce(counts)
+        _sum_over_processes(sums, counts)
         total = counts.sum()
         self.code_share.lerp_(torch.where(total > 0, counts / total.clamp(min=1), self.code_share), 1 - self.ema_decay)
         if self.update == "ema":
@@ -119,6 +130,8 @@ class CosineVectorQuantizer(nn.Module):
         unused = self.code_share < self.dead_code_share / self.codebook_size
         self.steps_unused.copy_(torch.where(unused, self.steps_unused + 1, 0))
         dead = self.steps_unused >= self.dead_code_steps
+        if not dead.any():
+            return
         picked = self._pick(vectors)
         if picked is None:
             return
@@ -128,31 +141,59 @@ class CosineVectorQuantizer(nn.Module):
         self.num_restarts += dead.sum()
 
     def _pick(self, vectors):
-        """Return K random vectors of the batch, the same on every process, or None where no process has one."""
-        picked = vectors.new_zeros(self.codebook_size, vectors.shape[-1])
-        if len(vectors):
-            picked = vectors[torch.randint(len(vectors), (self.codebook_size,), device=vectors.device)]
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return picked if len(vectors) else None
-        source = torch.tensor(distributed.get_rank() if len(vectors) else -1, device=vectors.device)
-        distributed.all_reduce(source, op=distributed.ReduceOp.MAX)  # a process may have no vector of its own
-        if source < 0:
+        """Return K random vectors of the whole batch, the same on every process, or None where no process has one.
+
+        They follow from the number of restarts so far and from the order of the vectors over all processes: so they are the
+        same for any number of processes, and after a resume.
+        """
+        rank, num_processes = _place()
+        nums = torch.zeros(num_processes, dtype=torch.int64, device=vectors.device)
+        nums[rank] = len(vectors)
+        _sum_over_processes(nums)
+        total = int(nums.sum())
+        if total == 0:
             return None
-        distributed.broadcast(picked, src=int(source))
+        generator = torch.Generator().manual_seed(int(self.num_restarts))
+        places = torch.randint(total, (self.codebook_size,), generator=generator).to(vectors.device) - nums[:rank].sum()
+        is_here = (places >= 0) & (places < len(vectors))
+        picked = vectors.new_zeros(self.codebook_size, vectors.shape[-1])
+        picked[is_here] = vectors[places[is_here]]
+        _sum_over_processes(picked)
         return picked
 
 
-def code_statistics(codes: torch.Tensor, codebook_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `(usage, perplexity)` of `codes` (negative ones are left out): share of codes used, exp of their entropy."""
+def code_statistics(
+    codes: torch.Tensor, codebook_size: int, *, over_processes: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `(usage, perplexity)` of `codes` (negative ones are left out): share of codes used, exp of their entropy.
+
+    With `over_processes` of those of all processes, which must all call it.
+    """
     counts = torch.zeros(codebook_size, device=codes.device).index_add_(
         0, codes.clamp(min=0).flatten(), (codes >= 0).float().flatten()
     )
+    if over_processes:
+        _sum_over_processes(counts)
     shares = counts / counts.sum().clamp(min=1)
     return (counts > 0).float().mean(), torch.exp(-torch.xlogy(shares, shares).sum())
 
 
-def _valid_mean(values, valid):
-    return (values * valid).sum() / valid.sum().clamp(min=1)
+def _valid_mean(values, valid, num_valid):
+    return (values * valid).sum() / (valid.sum() if num_valid is None else num_valid).clamp(min=1)
+
+
+def _place() -> tuple[int, int]:
+    """Return the number of this process and how many train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def _sum_over_processes(*values: torch.Tensor) -> None:
+    """Put the sum over all processes into each of `values`."""
+    if _place()[1] > 1:
+        for value in values:
+            distributed.all_reduce(value)
 
 
 def _sum_by_code(vectors, codes, num_codes):

@@ -70,7 +70,7 @@ class AnyECGStem(nn.Module):
             for i, (kernel_size, stride) in enumerate(zip(config.stem_kernel_sizes, config.stem_strides))
         )
         self.projection = nn.Linear(channels[-1] * (config.stem_bins + 1), config.hidden_size)
-        self.amplitude_projection = nn.Linear(4, config.hidden_size)
+        self.amplitude_projection = nn.Linear(4, config.hidden_size) if config.stem_amplitude else None
 
     def forward(self, signal, visible):
         """Return `(B, L, P, D)` for `signal` (B, L, T) in model units, zero where `visible` (B, L, P) bool is False."""
@@ -83,7 +83,12 @@ class AnyECGStem(nn.Module):
         x = x.unflatten(-1, (-1, self._positions_per_patch)).movedim(2, 1)  # (rows, patches in a row, C, positions)
         bins = x.unflatten(-1, (self.config.stem_bins, -1)).mean(-1).flatten(2)
         features = torch.cat([bins, x.amax(-1)], dim=-1).view(*patches.shape[:3], -1)
-        return self.projection(features) + self.amplitude_projection(self._amplitude(patches))
+        vectors = self.projection(features)
+        return (
+            vectors
+            if self.amplitude_projection is None
+            else vectors + self.amplitude_projection(self._amplitude(patches))
+        )
 
     @property
     def _positions_per_patch(self):
@@ -328,6 +333,9 @@ class AnyECGPreTrainedModel(SavesItsCode, PreTrainedModel):
             init.constant_(module.mlp_scale, float(self.config.layer_scale_init))
         elif isinstance(module, AnyECGEncoder) and module.global_tokens is not None:
             init.trunc_normal_(module.global_tokens, std=self.config.initializer_range)
+
+    def get_input_embeddings(self):
+        """Return None: patches are embedded by convolutions, there is no table of input tokens (FSDP asks for it)."""
 
     def _checked_inputs(self, input_values, lead_ids, attention_mask, bool_masked_pos=None):
         """Return `(token_mask, bool_masked_pos or None)`, bool of shape `(B, L, P)`; raise on shapes that do not fit."""

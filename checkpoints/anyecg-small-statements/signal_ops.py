@@ -206,6 +206,37 @@ def rational_ratio(sampling_rate, target_rate):
     return ratio.numerator, ratio.denominator
 
 
+def denoise(signal):
+    """Return `signal` with the noise floor of each wavelet band taken out: db6, soft threshold.
+
+    The threshold of a band is sigma * sqrt(2 ln n), sigma from the median of its absolute coefficients, so that a band's own
+    background goes and beats, which are rare, stay. What lies below rate / 16 is left: P and T waves are not rare there.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): mV, finite.
+
+    Returns:
+        `np.ndarray` of the same shape, float32.
+
+    Raises:
+        ImportError: PyWavelets is not installed.
+
+    Source: the paper names db6 and no more; threshold after Donoho & Johnstone 1994, by band after Johnstone & Silverman 1997.
+    """
+    try:
+        import pywt
+    except ImportError as error:
+        raise ImportError("denoise=True needs PyWavelets: pip install PyWavelets") from error
+    num_samples = signal.shape[1]
+    levels = min(3, pywt.dwt_max_level(num_samples, "db6"))
+    approximation, *details = pywt.wavedec(signal, "db6", mode="symmetric", level=levels, axis=-1)
+    universal = math.sqrt(2 * math.log(max(num_samples, 2)))
+    for detail in details:
+        limit = universal * np.median(np.abs(detail), axis=-1, keepdims=True) / 0.6745
+        detail[...] = np.sign(detail) * np.maximum(np.abs(detail) - limit, 0)
+    return pywt.waverec([approximation, *details], "db6", mode="symmetric", axis=-1)[:, :num_samples].astype(np.float32)
+
+
 def check_band(sampling_rate, lowcut_hz, highcut_hz):
     """Raise `ValueError` unless 0 < `lowcut_hz` < `highcut_hz` < `sampling_rate` / 2 (those that are given)."""
     corners = [0.0] + [corner for corner in (lowcut_hz, highcut_hz) if corner is not None] + [sampling_rate / 2]

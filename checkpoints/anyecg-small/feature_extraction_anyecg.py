@@ -14,7 +14,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .leads import LEAD_IDS, STANDARD_LEADS, resolve_lead_names
 from .record_input import CheckedRecord, as_list_of_records, check_record, in_millivolt
-from .signal_ops import check_band, check_sampling_rate, fill_gaps, lead_ranges, resample, warn_once
+from .signal_ops import check_band, check_sampling_rate, denoise, fill_gaps, lead_ranges, resample, warn_once
 from .signal_quality import (
     FLAT_STD_MV,
     UNUSABLE,
@@ -103,6 +103,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         lowcut_hz, highcut_hz (`float` or `None`): corners of the band-pass; `None` leaves a side open. 40 Hz makes
             records of 100 Hz and of 500 Hz look the same to a model.
         lowcut_order, highcut_order (`int`): orders of the Butterworth filter at the corners.
+        denoise (`bool`): take the noise floor of each db6 wavelet band out (needs PyWavelets), as the paper does.
         clip_mv (`float` or `None`): larger values are limited to this (mV).
         window_seconds, hop_seconds (`float`): how `windows` cuts long records; `hop_seconds=None` is half a window.
         lead_names (sequence of `str`): standard names of the leads that the model takes; others are left out and
@@ -130,6 +131,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         highcut_hz=40.0,
         lowcut_order=2,
         highcut_order=8,
+        denoise=False,
         clip_mv=5.0,
         window_seconds=10.0,
         hop_seconds=None,
@@ -145,6 +147,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
         self.highcut_hz = highcut_hz
         self.lowcut_order = lowcut_order
         self.highcut_order = highcut_order
+        self.denoise = denoise
         self.clip_mv = clip_mv
         self.window_seconds = window_seconds
         self.hop_seconds = hop_seconds
@@ -315,7 +318,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
 
     def _in_band(self, filled, sampling_rate):
         """Return `filled` at the model's rate and in its band."""
-        return resample(
+        values = resample(
             filled,
             sampling_rate,
             self.sampling_rate,
@@ -324,6 +327,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             lowcut_order=self.lowcut_order,
             highcut_order=self.highcut_order,
         )
+        return denoise(values) if self.denoise else values
 
     def _cut(self, prepared, start, num_samples, return_quality):
         """Return the `_Patches` of each record, at most `num_samples` of the model's from `start` on."""
@@ -424,6 +428,7 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             _require(
                 isinstance(getattr(self, name), int) and getattr(self, name) > 0, self, name, "a whole number above 0"
             )
+        _require(isinstance(self.denoise, bool), self, "denoise", "True or False")
         _require(self.clip_mv is None or self.clip_mv > 0, self, "clip_mv", "millivolt above 0, or None")
         _require(bool(self.lead_names), self, "lead_names", "at least one lead")
         whole = self._window_samples > 0 and self._window_samples % self.patch_size == 0
