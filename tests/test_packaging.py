@@ -106,15 +106,15 @@ def test_all_that_the_tests_need_is_pinned():
 
 
 def test_the_floor_is_the_declared_lower_bounds():
-    ranges, floor = _requirements("plot", "train", "cluster"), _pins("constraints-floor.txt")
+    ranges, floor = _requirements("denoise", "plot", "train", "cluster"), _pins("constraints-floor.txt")
     assert set(floor) == set(ranges)
     for name in set(floor) - {"torch"}:  # torch: see constraints-floor.txt
         bound = next(clause.version for clause in ranges[name].specifier if clause.operator == ">=")
         assert floor[name] == Version(bound), name
 
 
-@pytest.mark.parametrize("package, extras", [("anyecg_hf", ("formats", "plot")), ("tokenization", ("train", "formats")),
-                                             ("training", ("train", "formats", "plot", "cluster"))])  # fmt: skip
+@pytest.mark.parametrize("package, extras", [("anyecg_hf", ("denoise", "formats", "plot")), ("tokenization", ("train", "formats", "plot")),
+                                             ("training", ("train", "formats", "plot", "cluster", "deepspeed"))])  # fmt: skip
 def test_every_import_is_a_declared_requirement(package, extras):
     declared, known = _requirements(*extras), packages_distributions()
     for path in (ROOT / package).rglob("*.py"):

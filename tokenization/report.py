@@ -24,7 +24,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
-from training.checkpointing import last_checkpoint, load_extractor, write_json
+from training.checkpointing import checkpoints_in, load_extractor, write_json
 from training.collate import ECGCollator
 from training.commands import run_command
 from training.data import DataArguments, ECGDataset, load_splits
@@ -290,13 +290,13 @@ def read_curves(run_dir: str | Path) -> dict:
     Raises:
         ValueError: `run_dir` holds no checkpoint.
     """
-    checkpoint = last_checkpoint(run_dir)
-    if checkpoint is None:
+    checkpoints = checkpoints_in(run_dir)
+    if not checkpoints:
         raise ValueError(
             f"--run {run_dir} holds no checkpoint-N folder with a trainer_state.json. Give the output folder of "
             "tokenization.train, or leave --run out."
         )
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
+    state = json.loads((checkpoints[0] / "trainer_state.json").read_text())
     series: dict[str, dict] = {}
     for entry in state["log_history"]:
         for name, value in entry.items():
@@ -306,7 +306,7 @@ def read_curves(run_dir: str | Path) -> dict:
                 line["values"].append(float(value))
     several = {name: line for name, line in series.items() if len(line["values"]) > 1}
     once = {name: line["values"][0] for name, line in series.items() if name not in several}
-    return {"checkpoint": Path(checkpoint).name, "steps": state["global_step"], "series": several, "once": once}
+    return {"checkpoint": checkpoints[0].name, "steps": state["global_step"], "series": several, "once": once}
 
 
 def _number(value: float | None) -> str:
