@@ -113,8 +113,11 @@ def test_the_floor_is_the_declared_lower_bounds():
         assert floor[name] == Version(bound), name
 
 
-@pytest.mark.parametrize("package, extras", [("anyecg_hf", ("denoise", "formats", "plot")), ("tokenization", ("train", "formats", "plot")),
-                                             ("training", ("train", "formats", "plot", "cluster", "deepspeed"))])  # fmt: skip
+@pytest.mark.parametrize("package, extras", [
+    ("anyecg_hf", ("denoise", "formats", "plot")),
+    ("tokenization", ("train", "formats", "plot")),
+    ("training", ("train", "formats", "plot", "cluster", "deepspeed")),
+])  # fmt: skip
 def test_every_import_is_a_declared_requirement(package, extras):
     declared, known = _requirements(*extras), packages_distributions()
     for path in (ROOT / package).rglob("*.py"):
