@@ -131,12 +131,15 @@ def test_the_code_head_starts_at_the_log_frequencies_of_the_codes(quantizer, cac
 
 
 @pytest.mark.parametrize("objective, figure", [
-    ("masked_waveform", "random_explained_power"), ("contrastive", "span_contrastive_accuracy"),
-    ("latents", "time_latent_distance"),
+    ("masked_codes", "lead_age_mae"), ("masked_waveform", "random_explained_power"),
+    ("contrastive", "span_contrastive_accuracy"), ("latents", "time_latent_distance"),
 ])  # fmt: skip
-def test_every_objective_ends_with_a_backbone_that_fine_tuning_starts_from(objective, figure, cache, tmp_path):
+def test_every_objective_ends_with_a_backbone_that_fine_tuning_starts_from(
+    objective, figure, quantizer, cache, tmp_path
+):
     network = {**NETWORK, "hidden_dropout": 0.0}
-    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, "--objective", objective, "--bf16", "True", network=network)
+    options = ["--objective", objective, "--bf16", "True", "--quantizer", str(quantizer), "--demography_weight", "0.5"]
+    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, *options, "--unigram_records", "8", network=network)
     training.pretrain.main(argv)
     whole = _weights(tmp_path)
     assert np.isfinite(json.loads((tmp_path / "results.json").read_text())["evaluation"][f"eval_{figure}"])

@@ -64,6 +64,9 @@ class ObjectiveArguments:
         default_factory=lambda: list(PATTERN_SHARES),
         metadata={"help": f"how often each pattern is drawn: {', '.join(PATTERNS)}"},
     )
+    demography_weight: float = field(
+        default=0.0, metadata={"help": "masked codes: factor of the loss of age and sex, predicted beside the codes"}
+    )
     unigram_records: int = field(default=2000, metadata={"help": "training records that give the code frequencies"})
 
     def __post_init__(self):
@@ -177,7 +180,7 @@ def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCo
     if not model_args.init_from:
         with torch.no_grad():
             model.code_head.bias.copy_(baselines.log_unigram)
-    return MaskedCodes(model, quantizer, baselines)
+    return MaskedCodes(model, quantizer, baselines, demography_weight=objective_args.demography_weight)
 
 
 def _quantizer_folder(objective_args: ObjectiveArguments) -> str:
@@ -249,6 +252,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     collator = ECGCollator(
         extractor, window_seconds=data_args.window_seconds, augmentation=augmentation,
         mask_ratio=objective_args.mask_ratio, mask_shares=objective_args.mask_shares,
+        with_demography=objective_args.demography_weight > 0,
     )  # fmt: skip
     return PretrainTrainer(
         objective, args, data_collator=collator, train_dataset=train, processing_class=extractor,

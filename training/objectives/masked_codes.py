@@ -10,6 +10,7 @@ from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
 from .base import Batch, Objective, mean_over, real_positions, scored_positions, sums_by_record
+from .demography import DemographyHead
 
 IGNORED = -100
 
@@ -22,30 +23,51 @@ class MaskedCodes(Objective):
         quantizer: gives the codes of batches that do not bring them (`labels`); frozen, no part of the weights. None where
             all do.
         baselines: of the training records, see `CodeBaselines`.
+        demography_weight (`float`): factor of the loss of age and sex, from the mean of a record's states; 0 = without.
     """
 
     def __init__(
-        self, model: AnyECGForMaskedCodeModeling, quantizer: AnyECGRhythmQuantizer | None, baselines: CodeBaselines
+        self,
+        model: AnyECGForMaskedCodeModeling,
+        quantizer: AnyECGRhythmQuantizer | None,
+        baselines: CodeBaselines,
+        *,
+        demography_weight: float = 0.0,
     ):
         super().__init__()
         self.model, self.baselines = model, baselines
+        self.demography_weight = demography_weight
+        self.demography = DemographyHead(model.config.hidden_size) if demography_weight else None
+        self.logged = ("loss_codes", "loss_demography") if demography_weight else ()
         # in a tuple: neither saved nor moved nor trained
         self._frozen = (None if quantizer is None else quantizer.eval().requires_grad_(False),)
 
     def forward(self, num_items_in_batch=None, **batch):
         where = scored_positions(batch)
         codes = self.codes_of(batch)
-        logits = self.model(
+        states = self.model.anyecg(
             batch["input_values"], batch["lead_ids"], batch["attention_mask"], batch["bool_masked_pos"]
-        ).logits
+        )
+        logits = self.model.code_head(states.last_hidden_state)
         cross_entropy = nn.functional.cross_entropy(
             logits.flatten(0, 2).float(), codes.masked_fill(~where, IGNORED).flatten(), reduction="none"
         ).view(codes.shape)
         loss = mean_over(cross_entropy, where, num_items_in_batch and num_items_in_batch["hidden"])
+        outputs = {"loss": loss}
+        if self.demography is not None:
+            demography = self.demography(states.pooler_output, batch, num_items_in_batch)
+            outputs = {"loss": loss + self.demography_weight * demography}
+            outputs |= {"loss_codes": loss, "loss_demography": demography}
         if self.training:
-            return {"loss": loss}
+            return outputs
         hits = logits.argmax(-1) == codes
-        return {"loss": loss, "sums": sums_by_record([cross_entropy, hits, *self.baselines(codes, batch)], where)}
+        sums = sums_by_record([cross_entropy, hits, *self.baselines(codes, batch)], where)
+        if self.demography is not None:
+            sums = torch.cat([sums, self.demography.record_sums(states.pooler_output, batch)], dim=1)
+        return outputs | {"sums": sums}
+
+    def count_items(self, batch):
+        return super().count_items(batch) | (self.demography.count_items(batch) if self.demography is not None else {})
 
     @torch.no_grad()
     def codes_of(self, batch: Batch) -> torch.Tensor:
@@ -56,8 +78,9 @@ class MaskedCodes(Objective):
         return encode_batch(quantizer, batch)
 
     def figures(self, sums):
-        num, cross_entropy, hits, unigram, unigram_hits, copy_hits = sums.sum(0).tolist()
-        return {
+        num, cross_entropy, hits, unigram, unigram_hits, copy_hits = sums[:, :6].sum(0).tolist()
+        figures = self.demography.figures(sums[:, 6:]) if self.demography is not None else {}
+        return figures | {
             "cross_entropy": cross_entropy / num,
             "accuracy": hits / num,
             "unigram_cross_entropy": unigram / num,
