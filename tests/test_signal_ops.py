@@ -255,7 +255,6 @@ def test_a_lead_without_any_value_becomes_zeros():
 
 
 def test_denoising_takes_white_noise_out_and_leaves_the_beats():
-    pytest.importorskip("pywt")
     clean = analytic_ecg(sampling_rate=300).astype(np.float32)
     noisy = clean + np.random.default_rng(0).normal(0, 0.05, clean.shape).astype(np.float32)
     left = signal_ops.denoise(noisy) - clean
@@ -264,7 +263,6 @@ def test_denoising_takes_white_noise_out_and_leaves_the_beats():
 
 
 def test_denoising_treats_each_lead_alone_and_keeps_the_length():
-    pytest.importorskip("pywt")
     signal = np.random.default_rng(0).normal(0, 0.3, (3, 3001)).astype(np.float32)
     together = signal_ops.denoise(signal)
     assert together.shape == signal.shape and together.dtype == np.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 Batch = Mapping[str, torch.Tensor]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A network with its loss, as the Trainer takes it: `forward(**batch)` returns a dictionary with `loss`.
 
     A batch holds `input_values` (B, L, T) in millivolt, `lead_ids` (B, L), `attention_mask` (B, L, P) and
@@ -30,23 +31,23 @@ class Objective(nn.Module):
     model: PreTrainedModel
     progress = 0.0  # of the run, from 0 to 1: set before each step
 
+    @abstractmethod
     def forward(self, **batch) -> dict[str, torch.Tensor]:
         """Return `loss`, the parts that are logged and, outside training, `sums`: (B, n), what `figures` is made of.
 
         `num_items_in_batch` (`dict`, *optional*): over how many items the means go, where that is not this batch alone.
         """
-        raise NotImplementedError
 
     def count_items(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return over how many items the means of the loss go, by name; none where each record counts the same."""
         return {"hidden": scored_positions(batch).sum()}
 
+    @abstractmethod
     def figures(self, sums: torch.Tensor) -> dict[str, float]:
         """Return the figures of an evaluation from the `sums` of all records, float64 `(records, n)`.
 
         The first two columns of `sums` are always over how many positions and the sum of the loss over them.
         """
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """Called after each optimizer step: for a teacher that follows."""
