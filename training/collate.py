@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from anyecg_hf.leads import STANDARD_LEADS
 
 from .dataset_rows import read_row
+from .heartbeats import BEAT_RATE, BEAT_SAMPLES, RHYTHM, measure_beats
 from .masking import PATTERN_SHARES, mask_record
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,10 @@ class ECGCollator:
         mask_ratio (`float`, *optional*): adds `bool_masked_pos`; None = no masks.
         mask_pattern (`str`, *optional*): of all masks; None draws one a record with `mask_shares`.
         with_demography (`bool`): adds `age` (years), `sex` (0 male, 1 female), `weight` (kg), NaN where unknown.
+        with_beats (`bool`): adds `beats` and `rhythm`, see `training.heartbeats`: of all leads, before some are dropped.
+
+    Raises:
+        ValueError: beats are asked for at a rate at which they cannot be measured.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class ECGCollator:
         mask_pattern: str | None = None,
         mask_shares: Sequence[float] = PATTERN_SHARES,
         with_demography: bool = False,
+        with_beats: bool = False,
     ):
         self.extractor = extractor
         self.patch_size = int(extractor.patch_size)
@@ -79,7 +86,12 @@ class ECGCollator:
         self.window_patches = max(1, round(window_seconds * extractor.sampling_rate / self.patch_size))
         self.augmentation = augmentation or AugmentationArguments()
         self.mask_ratio, self.mask_pattern, self.mask_shares = mask_ratio, mask_pattern, mask_shares
-        self.with_demography = with_demography
+        self.with_demography, self.with_beats = with_demography, with_beats
+        if with_beats and extractor.sampling_rate % BEAT_RATE:
+            raise ValueError(
+                f"Beats are measured at {BEAT_RATE} Hz, of which the model's {extractor.sampling_rate} Hz are no multiple: "
+                "leave --beat_weight out."
+            )
 
     def __call__(self, items: Sequence[dict]) -> dict[str, torch.Tensor]:
         """Return `input_values` (B, L, T), `lead_ids` (B, L), `attention_mask` (B, L, P) and what was asked for.
@@ -95,6 +107,7 @@ class ECGCollator:
         if "signal" in items[0]:
             items = self._read_rows(items)
         features = [self._features(item) for item in items]
+        beats = self._beats(features) if self.with_beats else {}
         self._drop_leads(features, items)
         if self.mask_ratio is not None:
             for feature, item in zip(features, items, strict=True):
@@ -106,7 +119,7 @@ class ECGCollator:
             batch["labels"] = batch.pop("rhythm_codes")
         elif "labels" in items[0]:
             batch["labels"] = torch.from_numpy(np.stack([np.asarray(item["labels"]) for item in items]))
-        return batch | (self._demography(items) if self.with_demography else {})
+        return batch | beats | (self._demography(items) if self.with_demography else {})
 
     def _features(self, item: dict) -> dict[str, np.ndarray]:
         """Return one record as the extractor's `pad` takes it: in millivolt, cut, altered where it has a seed."""
@@ -233,6 +246,18 @@ class ECGCollator:
         return mask_record(
             feature["attention_mask"], generator, ratio=self.mask_ratio, pattern=pattern, shares=self.mask_shares
         )
+
+    def _beats(self, features: list[dict]) -> dict[str, torch.Tensor]:
+        """Return `beats` (B, 12, samples) in millivolt by lead and `rhythm` (B, figures), NaN where nothing can be said."""
+        beats = np.full((len(features), len(STANDARD_LEADS), BEAT_SAMPLES), np.nan, dtype=np.float32)
+        rhythm = np.full((len(features), len(RHYTHM)), np.nan, dtype=np.float32)
+        for row, feature in enumerate(features):
+            leads = np.flatnonzero((feature["lead_ids"] > 0) & (feature["lead_ids"] <= len(STANDARD_LEADS)))
+            usable = np.repeat(feature["attention_mask"][leads].astype(bool), self.patch_size, axis=1)
+            found = measure_beats(feature["input_values"][leads], usable, self.extractor.sampling_rate)
+            if found is not None:
+                beats[row, feature["lead_ids"][leads] - 1], rhythm[row] = found
+        return {"beats": torch.from_numpy(beats), "rhythm": torch.from_numpy(rhythm)}
 
     def _pad(self, features: list[dict]) -> dict[str, np.ndarray]:
         shapes = {feature["input_values"].shape for feature in features}

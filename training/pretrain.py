@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, set_seed
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
@@ -34,7 +34,18 @@ from .collate import AugmentationArguments, ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits
 from .masking import PATTERN_SHARES, PATTERNS
-from .objectives import CodeBaselines, Contrastive, LatentPrediction, MaskedCodes, MaskedWaveform, Objective
+from .objectives import (
+    BeatHead,
+    CodeBaselines,
+    Contrastive,
+    DemographyHead,
+    LatentPrediction,
+    MaskedCodes,
+    MaskedWaveform,
+    Objective,
+    RecordHead,
+    beat_statistics,
+)
 from .objectives.masked_codes import encode_batch
 from .runs import finish, is_finished, run_training
 from .splits import spread_order
@@ -67,11 +78,25 @@ class ObjectiveArguments:
     demography_weight: float = field(
         default=0.0, metadata={"help": "masked codes: factor of the loss of age and sex, predicted beside the codes"}
     )
-    unigram_records: int = field(default=2000, metadata={"help": "training records that give the code frequencies"})
+    beat_weight: float = field(
+        default=0.0,
+        metadata={"help": "masked codes: factor of the loss of the record's median beat and rhythm, beside the codes"},
+    )
+    unigram_records: int = field(
+        default=2000, metadata={"help": "training records that give the code frequencies and the spread of beats"}
+    )
 
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective {self.objective!r} is unknown. Accepted: {', '.join(OBJECTIVES)}.")
+        for name in ("demography_weight", "beat_weight"):
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"--{name} {value}: accepted are 0 (without) and above.")
+            if value and self.objective != "masked_codes":
+                raise ValueError(
+                    f"--{name} belongs to --objective masked_codes, not to {self.objective}: leave it out."
+                )
         if len(self.mask_shares) != len(PATTERNS) or min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
             raise ValueError(
                 f"--mask_shares {self.mask_shares}: give a share for each of {', '.join(PATTERNS)}, together 1."
@@ -133,7 +158,7 @@ def code_baselines(
     """Return frequencies and agreement of the codes of `records`: of those stored with them, else of the quantizer's."""
     origin = quantizer.config if records.codes is None else records.codes.origin
     baselines = CodeBaselines(origin.codebook_size, origin.num_lead_ids)
-    for batch in torch.utils.data.DataLoader(records, batch_size=batch_size, collate_fn=collator):
+    for batch in DataLoader(records, batch_size=batch_size, collate_fn=collator):
         if records.codes is None:
             batch = {name: value.to(quantizer.device) for name, value in batch.items()}
             batch["labels"] = encode_batch(quantizer, batch)
@@ -180,7 +205,25 @@ def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCo
     if not model_args.init_from:
         with torch.no_grad():
             model.code_head.bias.copy_(baselines.log_unigram)
-    return MaskedCodes(model, quantizer, baselines, demography_weight=objective_args.demography_weight)
+    heads = _record_heads(
+        model.config.hidden_size, objective_args, args, _sample(train, objective_args.unigram_records), collator
+    )
+    return MaskedCodes(model, quantizer, baselines, record_heads=heads)
+
+
+def _record_heads(hidden_size, objective_args, args, sample, collator) -> dict[str, tuple[float, RecordHead]]:
+    """Return the losses of whole records that are asked for, with their factors."""
+    heads: dict[str, tuple[float, RecordHead]] = {}
+    if objective_args.demography_weight:
+        heads["demography"] = objective_args.demography_weight, DemographyHead(hidden_size)
+    if objective_args.beat_weight:
+        statistics = None
+        if args.process_index == 0:
+            with_beats = ECGCollator(collator.extractor, window_seconds=collator.window_seconds, with_beats=True)
+            statistics = beat_statistics(DataLoader(sample, batch_size=32, collate_fn=with_beats))
+        statistics = broadcast_object_list([statistics])[0]
+        heads["beats"] = objective_args.beat_weight, BeatHead(hidden_size, statistics)
+    return heads
 
 
 def _quantizer_folder(objective_args: ObjectiveArguments) -> str:
@@ -252,7 +295,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     collator = ECGCollator(
         extractor, window_seconds=data_args.window_seconds, augmentation=augmentation,
         mask_ratio=objective_args.mask_ratio, mask_shares=objective_args.mask_shares,
-        with_demography=objective_args.demography_weight > 0,
+        with_demography=objective_args.demography_weight > 0, with_beats=objective_args.beat_weight > 0,
     )  # fmt: skip
     return PretrainTrainer(
         objective, args, data_collator=collator, train_dataset=train, processing_class=extractor,

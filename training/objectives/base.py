@@ -68,6 +68,30 @@ class Objective(nn.Module, ABC):
         return next(self.parameters()).device
 
 
+class RecordHead(nn.Module, ABC):
+    """A loss of the mean of a record's states, beside the objective's own: of something that the whole record says."""
+
+    NUM_SUMS = 4  # columns of `record_sums`
+
+    @staticmethod
+    @abstractmethod
+    def count_items(batch: Batch) -> dict[str, torch.Tensor]:
+        """Return over how many items the means of the loss go, by name."""
+
+    @abstractmethod
+    def forward(self, pooled: torch.Tensor, batch: Batch, num_items: dict | None) -> torch.Tensor:
+        """Return the loss for `pooled` (B, D); `num_items`: counts over which its means go, default those of this batch."""
+
+    @abstractmethod
+    def record_sums(self, pooled: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return `(B, NUM_SUMS)`: what `figures` is made of, for each record."""
+
+    @staticmethod
+    @abstractmethod
+    def figures(sums: torch.Tensor) -> dict[str, float]:
+        """Return the figures of an evaluation from the `record_sums` of all records."""
+
+
 def real_positions(batch: Batch) -> torch.Tensor:
     """Return where a batch holds a real patch, bool `(B, L, P)`."""
     return batch["attention_mask"].bool() & (batch["lead_ids"] > 0)[..., None]

@@ -10,12 +10,12 @@ from torch import nn
 
 from anyecg_hf.modeling_anyecg_quantizer import DEMOGRAPHY_SCALES
 
-from .base import Batch
+from .base import Batch, RecordHead
 
 ATTRIBUTES = ("age", "sex")
 
 
-class DemographyHead(nn.Module):
+class DemographyHead(RecordHead):
     """Linear layer on pooled states; records of unknown age or sex (NaN) are left out of that mean."""
 
     def __init__(self, hidden_size: int):

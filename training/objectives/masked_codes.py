@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
@@ -9,8 +11,7 @@ from torch import nn
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
-from .base import Batch, Objective, mean_over, real_positions, scored_positions, sums_by_record
-from .demography import DemographyHead
+from .base import Batch, Objective, RecordHead, mean_over, real_positions, scored_positions, sums_by_record
 
 IGNORED = -100
 
@@ -23,7 +24,8 @@ class MaskedCodes(Objective):
         quantizer: gives the codes of batches that do not bring them (`labels`); frozen, no part of the weights. None where
             all do.
         baselines: of the training records, see `CodeBaselines`.
-        demography_weight (`float`): factor of the loss of age and sex, from the mean of a record's states; 0 = without.
+        record_heads: name to (factor, head) of losses that a record's mean state has beside its codes: `DemographyHead`,
+            `BeatHead`.
     """
 
     def __init__(
@@ -32,13 +34,14 @@ class MaskedCodes(Objective):
         quantizer: AnyECGRhythmQuantizer | None,
         baselines: CodeBaselines,
         *,
-        demography_weight: float = 0.0,
+        record_heads: Mapping[str, tuple[float, RecordHead]] | None = None,
     ):
         super().__init__()
         self.model, self.baselines = model, baselines
-        self.demography_weight = demography_weight
-        self.demography = DemographyHead(model.config.hidden_size) if demography_weight else None
-        self.logged = ("loss_codes", "loss_demography") if demography_weight else ()
+        record_heads = record_heads or {}
+        self.record_heads = nn.ModuleDict({name: head for name, (_, head) in record_heads.items()})
+        self.weights = {name: weight for name, (weight, _) in record_heads.items()}
+        self.logged = ("loss_codes", *(f"loss_{name}" for name in record_heads)) if record_heads else ()
         # in a tuple: neither saved nor moved nor trained
         self._frozen = (None if quantizer is None else quantizer.eval().requires_grad_(False),)
 
@@ -53,21 +56,22 @@ class MaskedCodes(Objective):
             logits.flatten(0, 2).float(), codes.masked_fill(~where, IGNORED).flatten(), reduction="none"
         ).view(codes.shape)
         loss = mean_over(cross_entropy, where, num_items_in_batch and num_items_in_batch["hidden"])
-        outputs = {"loss": loss}
-        if self.demography is not None:
-            demography = self.demography(states.pooler_output, batch, num_items_in_batch)
-            outputs = {"loss": loss + self.demography_weight * demography}
-            outputs |= {"loss_codes": loss, "loss_demography": demography}
+        pooled = states.pooler_output
+        parts = {f"loss_{name}": head(pooled, batch, num_items_in_batch) for name, head in self.record_heads.items()}
+        total = loss + sum(weight * parts[f"loss_{name}"] for name, weight in self.weights.items())
+        outputs = {"loss": total, "loss_codes": loss, **parts}
         if self.training:
             return outputs
         hits = logits.argmax(-1) == codes
         sums = sums_by_record([cross_entropy, hits, *self.baselines(codes, batch)], where)
-        if self.demography is not None:
-            sums = torch.cat([sums, self.demography.record_sums(states.pooler_output, batch)], dim=1)
-        return outputs | {"sums": sums}
+        by_head = [head.record_sums(pooled, batch) for head in self.record_heads.values()]
+        return outputs | {"sums": torch.cat([sums, *by_head], dim=1)}
 
     def count_items(self, batch):
-        return super().count_items(batch) | (self.demography.count_items(batch) if self.demography is not None else {})
+        counts = super().count_items(batch)
+        for head in self.record_heads.values():
+            counts |= head.count_items(batch)
+        return counts
 
     @torch.no_grad()
     def codes_of(self, batch: Batch) -> torch.Tensor:
@@ -79,7 +83,9 @@ class MaskedCodes(Objective):
 
     def figures(self, sums):
         num, cross_entropy, hits, unigram, unigram_hits, copy_hits = sums[:, :6].sum(0).tolist()
-        figures = self.demography.figures(sums[:, 6:]) if self.demography is not None else {}
+        figures: dict[str, float] = {}
+        for head, part in zip(self.record_heads.values(), sums[:, 6:].split(RecordHead.NUM_SUMS, dim=1), strict=True):
+            figures |= head.figures(part)
         return figures | {
             "cross_entropy": cross_entropy / num,
             "accuracy": hits / num,
