@@ -182,3 +182,23 @@ def test_demography_is_nan_where_it_is_unknown(extractor):
 def test_augmentation_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match="--"):
         AugmentationArguments(**wrong)
+
+
+def test_beats_are_those_of_all_leads_whichever_the_model_sees(dataset, extractor):
+    few = ECGCollator(extractor, augmentation=AugmentationArguments(max_leads=3), with_beats=True)
+    batch = few([dataset[(0, 0)], dataset[(0, 1)]])
+    assert batch["input_values"].shape[1] == 3
+    assert batch["beats"].shape == (2, 12, 80) and batch["beats"].isfinite().all() and batch["rhythm"].isfinite().all()
+    whole = ECGCollator(extractor, with_beats=True)([dataset[0], dataset[1]])
+    assert torch.equal(whole["beats"], batch["beats"])
+
+
+def test_a_record_without_heartbeats_has_unknown_beats(extractor):
+    item = _item(seed=None) | {"steps": np.zeros((12, 3000), np.int16)}
+    batch = ECGCollator(extractor, with_beats=True)([item])
+    assert batch["beats"].isnan().all() and batch["rhythm"].isnan().all()
+
+
+def test_beats_at_a_rate_that_is_no_multiple_of_theirs_are_refused():
+    with pytest.raises(ValueError, match="256 Hz"):
+        ECGCollator(AnyECGFeatureExtractor(sampling_rate=256, patch_size=256), with_beats=True)

@@ -1,4 +1,6 @@
-"""Objectives by hand: demography beside masked codes, lead copying, the teacher."""
+"""Objectives by hand: demography and beats beside masked codes, lead copying, the teacher."""
+
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -6,8 +8,7 @@ import torch
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
-from training.objectives import CodeBaselines, LatentPrediction, MaskedCodes
-from training.objectives.demography import DemographyHead
+from training.objectives import BeatHead, CodeBaselines, DemographyHead, LatentPrediction, MaskedCodes, beat_statistics
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "stem_channels": [4, 4, 4, 4]}
 
@@ -42,13 +43,13 @@ def _masked_codes(batch, **options):
 
 def test_age_and_sex_add_their_loss_over_the_records_where_each_is_known():
     batch = _batch()
-    objective = _masked_codes(batch, demography_weight=0.5)
+    objective = _masked_codes(batch, record_heads={"demography": (0.5, DemographyHead(16))})
     outputs = objective(**batch)
     with torch.no_grad():
         pooled = objective.model.anyecg(
             batch["input_values"], batch["lead_ids"], batch["attention_mask"], batch["bool_masked_pos"]
         ).pooler_output
-        age, logit = objective.demography.linear(pooled).double().T.numpy()
+        age, logit = objective.record_heads["demography"].linear(pooled).double().T.numpy()
     errors = np.abs(age[[0, 2]] - (np.array([40, 80]) - 60) / 20)
     smooth = np.where(errors < 1, errors**2 / 2, errors - 0.5).mean()
     by_hand = smooth + np.mean([np.log1p(np.exp(-logit[0])), np.log1p(np.exp(logit[1]))])
@@ -60,10 +61,10 @@ def test_age_and_sex_add_their_loss_over_the_records_where_each_is_known():
 
 def test_records_of_unknown_age_and_sex_give_a_finite_loss_and_no_gradient():
     batch = _batch() | {"age": torch.full((3,), float("nan")), "sex": torch.full((3,), float("nan"))}
-    objective = _masked_codes(batch, demography_weight=1.0)
+    objective = _masked_codes(batch, record_heads={"demography": (1.0, DemographyHead(16))})
     outputs = objective(**batch)
     outputs["loss"].backward()
-    assert outputs["loss_demography"].item() == 0 and not objective.demography.linear.weight.grad.any()
+    assert outputs["loss_demography"].item() == 0 and not objective.record_heads["demography"].linear.weight.grad.any()
     assert all(torch.isfinite(value.grad).all() for value in objective.parameters() if value.grad is not None)
 
 
@@ -76,6 +77,70 @@ def test_demography_figures_are_years_and_the_share_guessed_right():
     pooled = torch.tensor([[0.0, 2.0], [0.5, -1.0], [9.0, -1.0]])  # guessed: 60 and 70 years; female, male, male
     figures = DemographyHead.figures(head.record_sums(pooled, batch))
     assert figures == {"age_mae": pytest.approx(15.0), "sex_accuracy": pytest.approx(2 / 3)}
+
+
+def _with_beats(batch):
+    generator = torch.Generator().manual_seed(1)
+    beats = torch.randn(3, 12, 80, generator=generator) * 0.2 + 0.1
+    beats[:, 4:], beats[1, 0] = float("nan"), float("nan")
+    rhythm = torch.randn(3, 6, generator=generator)
+    rhythm[2] = float("nan")
+    return batch | {"beats": beats, "rhythm": rhythm}
+
+
+def test_beats_add_their_loss_over_the_values_that_are_known():
+    batch = _with_beats(_batch())
+    objective = _masked_codes(batch, record_heads={"beats": (0.5, BeatHead(16, beat_statistics([batch])))})
+    outputs = objective(**batch)
+    with torch.no_grad():
+        pooled = objective.model.anyecg(
+            batch["input_values"], batch["lead_ids"], batch["attention_mask"], batch["bool_masked_pos"]
+        ).pooler_output
+    by_hand = 0.0
+    for name, least in (("beats", 0.02), ("rhythm", 0.01)):
+        target = batch[name].double().numpy()
+        linear = objective.record_heads["beats"].linear[name]
+        predicted = linear(pooled).detach().double().numpy().reshape(target.shape)
+        with np.errstate(invalid="ignore"), pytest.warns(RuntimeWarning) if name == "beats" else nullcontext():
+            target = (target - np.nanmean(target, axis=0)) / np.maximum(np.nanstd(target, axis=0), least)
+        errors = np.abs(predicted - target.clip(-5, 5))
+        by_hand += np.nanmean(np.where(errors < 1, errors**2 / 2, errors - 0.5))
+    assert outputs["loss_beats"].item() == pytest.approx(by_hand, rel=1e-4)
+    total = outputs["loss_codes"] + 0.5 * outputs["loss_beats"]
+    assert outputs["loss"].item() == pytest.approx(total.item(), rel=1e-6)
+    assert objective.count_items(batch)["beats"] == 11 * 80 and objective.count_items(batch)["rhythm"] == 12
+
+
+def test_records_without_a_beat_give_a_finite_loss_and_no_gradient():
+    batch = _with_beats(_batch())
+    head = BeatHead(16, beat_statistics([batch]))
+    batch |= {"beats": torch.full((3, 12, 80), float("nan")), "rhythm": torch.full((3, 6), float("nan"))}
+    objective = _masked_codes(batch, record_heads={"beats": (1.0, head)})
+    outputs = objective(**batch)
+    outputs["loss"].backward()
+    assert outputs["loss_beats"].item() == 0
+    assert all(torch.isfinite(value.grad).all() for value in objective.parameters() if value.grad is not None)
+
+
+def test_beat_figures_are_shares_of_variance_explained():
+    batch = _with_beats(_batch())
+    head = BeatHead(16, beat_statistics([batch]))
+    with torch.no_grad():
+        for layer in head.linear.values():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    figures = BeatHead.figures(head.record_sums(torch.zeros(3, 16), batch))
+    assert figures == {"beats_explained": pytest.approx(0.0), "rhythm_explained": pytest.approx(0.0)}
+    target = {
+        name: (batch[name] - getattr(head, f"{name}_mean")) / getattr(head, f"{name}_spread")
+        for name in batch
+        if name in head.linear
+    }
+    with torch.no_grad():
+        for name, layer in head.linear.items():
+            layer.weight[:, :3] = target[name].flatten(1).T.nan_to_num()
+    figures = BeatHead.figures(head.record_sums(torch.eye(3, 16), batch))
+    assert figures == {"beats_explained": pytest.approx(1.0), "rhythm_explained": pytest.approx(1.0)}
 
 
 def test_lead_copying_takes_the_visible_lead_that_agrees_most_often():

@@ -17,6 +17,9 @@ RHYTHM = ("log_rate", "spread", "successive", "shortest", "longest", "ectopic")
 MIN_BEATS = 3
 _SMOOTHED_SECONDS = 0.1  # about a QRS complex
 _REFRACTORY_SECONDS = 0.27
+_LEAST, _LEAST_SEARCHED = 0.5, 0.25  # of the usual steepness of a beat: anywhere; in a pause that is too long
+_LONG_PAUSE = 1.5  # median intervals
+_AFTER_T_SECONDS = 0.4  # after a beat: what comes sooner is most often its T wave
 _ALIGNED_SECONDS = 0.05  # how far a beat is moved to lie over the others
 _ALIKE = 0.8  # correlation with the median beat, below which a beat is another kind
 
@@ -62,8 +65,23 @@ def find_beats(signal: np.ndarray, usable: np.ndarray, sampling_rate: float) -> 
     steepness = (np.minimum(slope / np.maximum(scale, 1e-6), 1.5)).sum(0)
     second = round(sampling_rate)
     peaks_a_second = steepness[: len(steepness) // second * second].reshape(-1, second).max(1)
-    height = 0.5 * np.quantile(peaks_a_second, 0.7)
-    return find_peaks(steepness, height=height, distance=round(_REFRACTORY_SECONDS * sampling_rate))[0]
+    usual = np.quantile(peaks_a_second, 0.7)
+    peaks, found = find_peaks(steepness, height=_LEAST_SEARCHED * usual, distance=round(_REFRACTORY_SECONDS * second))
+    heights = found["peak_heights"]
+    is_beat = heights >= _LEAST * usual
+    return np.sort(np.concatenate([peaks[is_beat], _missed(peaks, heights, is_beat, sampling_rate)]))
+
+
+def _missed(peaks: np.ndarray, heights: np.ndarray, is_beat: np.ndarray, sampling_rate: float) -> np.ndarray:
+    """Return the highest peak of each long pause between beats: wide ventricular beats are less steep than the others."""
+    beats, missed = peaks[is_beat], []
+    pauses = np.diff(beats)
+    margin = _AFTER_T_SECONDS * sampling_rate
+    for start, pause in zip(beats[:-1], pauses, strict=True):
+        inside = (peaks > start + margin) & (peaks < start + pause - margin / 2)
+        if pause > _LONG_PAUSE * np.median(pauses) and inside.any():
+            missed.append(peaks[inside][heights[inside].argmax()])
+    return np.array(missed, dtype=beats.dtype)
 
 
 def _align(signal: np.ndarray, places: np.ndarray, sampling_rate: float, reach: int) -> tuple[np.ndarray, np.ndarray]:
