@@ -46,7 +46,7 @@ def commands_of(
     pretrain = {**base["pretrain"], "eval_strategy": "no", "quantizer": str(quantizer)}
     commands.append(_training("training.pretrain", pretrain, cell.get("pretrain"), folder / "backbone", common))
     probe = ["training.evaluate", "--checkpoint", str(folder / "backbone"), "--data", *data, "--probe", "trained"]
-    return [*commands, [*probe, "--output", str(folder / "probe.json")]]
+    return [*commands, [*probe, "--probe_records", "3000", "--output", str(folder / "probe.json")]]
 
 
 def _training(module: str, base: dict, change: dict | None, output: Path, common: list[str]) -> list[str]:

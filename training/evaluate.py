@@ -45,11 +45,8 @@ from .splits import TRAIN_FOLDS, spread_order
 
 logger = logging.getLogger(__name__)
 
-PROBE_STRENGTHS = (
-    1e-3,
-    1e-2,
-    1e-1,
-)  # C of the logistic regression; the best on a tenth of the training records is taken
+# C of the logistic regression; the best on a tenth of the training records is taken
+PROBE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def task_of(config) -> Task:

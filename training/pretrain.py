@@ -1,7 +1,8 @@
-"""Pretrain the backbone on records without labels (stage two):
+r"""Pretrain the backbone on records without labels (stage two):
 
     accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --quantizer DIR
-    accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --objective latents
+    accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --objective latents \
+        --demography_weight 0 --beat_weight 0
     accelerate launch -m training.pretrain training/recipes/small_pretrain.yaml --data DIR --codes DIR --max_shift_seconds 0
 
 What is learned is an objective, a file of `training/objectives`: masked rhythm codes (the paper), masked waveform,
