@@ -6,11 +6,22 @@ import json
 import math
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+
+class Kept(Protocol):
+    """What travels in every checkpoint beside model and optimizer, in a file of its own."""
+
+    values: dict[str, torch.Tensor]
+
+    def save(self, path: Path) -> None: ...
+
+    def load(self, path: Path) -> None: ...
 
 
 class WeightAverage:

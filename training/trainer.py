@@ -26,7 +26,7 @@ from .checkpointing import (
 )
 from .data import EpochSampler
 from .health import PatchRate, TensorBoard, refuse_collapse
-from .kept_weights import BestWeights, WeightAverage, write_weights
+from .kept_weights import BestWeights, Kept, WeightAverage, write_weights
 from .objectives import Objective
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class AnyECGTrainer(Trainer):
             finally:
                 self._unfinished = None
             if is_first:
-                for kept, file_name in self._kept_weights():
+                for kept, file_name in self.kept_state():
                     kept.save(folder / name / file_name)
             self.accelerator.wait_for_everyone()  # each process writes its own random state, or shard
             if is_first:
@@ -235,7 +235,7 @@ class AnyECGTrainer(Trainer):
 
     def require_finite(self) -> None:
         """Raise `NonFiniteError` where a number that a checkpoint would hold is NaN or infinite."""
-        kept = [(f"{file} {name}", value) for kept, file in self._kept_weights() for name, value in kept.values.items()]
+        kept = [(f"{file} {name}", value) for kept, file in self.kept_state() for name, value in kept.values.items()]
         require_finite(
             [*self.model.named_parameters(), *self.model.named_buffers(), *kept, *self._optimizer_values()],
             when=f"after step {self.state.global_step}",
@@ -249,17 +249,18 @@ class AnyECGTrainer(Trainer):
         return [(f"optimizer {key}", x) for state in states for key, x in state.items() if isinstance(x, torch.Tensor)]
 
     def _bytes_to_write(self) -> int:
-        kept = [value for kept, _ in self._kept_weights() for value in kept.values.values()]
+        kept = [value for kept, _ in self.kept_state() for value in kept.values.values()]
         optimizer = [value for _, value in self._optimizer_values()]
         values = [*self.model.parameters(), *self.model.buffers(), *kept, *optimizer]
         return sum(value.numel() * value.element_size() for value in values) + MARGIN_BYTES
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for kept, name in self._kept_weights():
+        for kept, name in self.kept_state():
             kept.load(Path(resume_from_checkpoint) / name)
 
-    def _kept_weights(self) -> list[tuple[WeightAverage | BestWeights, str]]:
+    def kept_state(self) -> list[tuple[Kept, str]]:
+        """Return what is kept beside model and optimizer, with the name of its file in a checkpoint."""
         pairs = [(self.average, AVERAGE_FILE), (self.best, BEST_FILE)]
         return [(kept, name) for kept, name in pairs if kept is not None]
 
@@ -372,6 +373,10 @@ class _StepCallback(TrainerCallback):
         torch.manual_seed(int(words[0]))
         if isinstance(self.trainer.model, Objective):
             self.trainer.model.progress = state.global_step / max(1, state.max_steps)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # whatever --logging_steps: floors are checked in the log, before the last save
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         gradients = [value.grad for value in self.trainer.model.parameters() if value.grad is not None]
