@@ -30,7 +30,7 @@ from training.checkpointing import load_extractor, save_final
 from training.collate import AugmentationArguments, ECGCollator
 from training.commands import run_command
 from training.data import DataArguments, ECGDataset, load_splits
-from training.runs import finish, is_finished, run_training
+from training.runs import describe_end, finish, is_finished, run_training
 from training.trainer import AnyECGTrainer
 
 from .code_use import CodeUse
@@ -247,7 +247,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
-    report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
+    report = describe_end(trainer) | {"evaluation": trainer.evaluate()}
     if trainer.is_world_process_zero() and codebook.health_records:
         held_out = sample_of(trainer.eval_dataset, codebook.health_records)
         report["codebook_health"] = measure(trainer.model, trainer.train_dataset, held_out, trainer.data_collator)

@@ -30,7 +30,7 @@ from .data import DataArguments, ECGDataset, load_splits, with_task
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
-from .runs import finish, is_finished, run_training
+from .runs import describe_end, finish, is_finished, run_training
 from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
 from .trainer import AnyECGTrainer
 
@@ -180,7 +180,7 @@ def main(argv: Sequence[str]) -> None:
     run_training(trainer, arguments=instances)
     report = {}
     if trainer.is_world_process_zero():
-        report = {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
+        report = describe_end(trainer)
         report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
         report |= complete_head(trainer, task)
         logger.info("fold 9: %s", report["evaluation"])

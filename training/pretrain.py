@@ -36,7 +36,7 @@ from .data import DataArguments, ECGDataset, load_splits
 from .masking import PATTERN_SHARES, PATTERNS
 from .objectives import CodeBaselines, Contrastive, LatentPrediction, MaskedCodes, MaskedWaveform, Objective
 from .objectives.masked_codes import encode_batch
-from .runs import finish, is_finished, run_training
+from .runs import describe_end, finish, is_finished, run_training
 from .splits import spread_order
 from .trainer import AnyECGTrainer, require_finite
 
@@ -271,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
-    report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
+    report = describe_end(trainer) | {"evaluation": trainer.evaluate()}
     finish(trainer, report, save=_save_finished)
 
 

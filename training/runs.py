@@ -145,6 +145,11 @@ def finish(trainer: AnyECGTrainer, report: dict, *, save: Callable = save_final)
     logger.info("finished: %s", output_dir)
 
 
+def describe_end(trainer: AnyECGTrainer) -> dict:
+    """Return how many steps a run has made and, with `--keep_best`, after which of them its weights are taken."""
+    return {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
+
+
 def _plain(arguments: Sequence) -> dict:
     """Return all argument dataclasses as one dictionary (`TrainingArguments` masks its tokens), with the launch."""
     merged: dict = {}

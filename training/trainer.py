@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 AVERAGE_FILE = "average.safetensors"
 BEST_FILE = "best.safetensors"
-TIMES = ("_runtime", "_per_second", "_preparation_time")  # figures of the machine, not of the model
+NO_FIGURES = ("_runtime", "_per_second", "_preparation_time", "epoch")  # of the machine and the run, not of the model
 MARGIN_BYTES = 2_000_000  # of a checkpoint beside its tensors: configuration, random states, log
 
 
@@ -182,10 +182,11 @@ class AnyECGTrainer(Trainer):
         ]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Return the figures of the average of the weights, where there is one; without times, which never repeat."""
+        """Return the figures of the average of the weights, where there is one; without times, which never repeat,
+        and without the epoch, which is not that of the best weights."""
         with self.averaged_weights():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            metrics = {name: value for name, value in metrics.items() if not name.endswith(TIMES)}
+            metrics = {name: value for name, value in metrics.items() if not name.endswith(NO_FIGURES)}
             is_whole = metric_key_prefix == "eval"  # else one of several evaluation sets
             if self.best is not None and self.is_in_train and is_whole:
                 self.best.note(self.model, metrics, step=self.state.global_step)
@@ -276,12 +277,20 @@ class AnyECGTrainer(Trainer):
         self.model = self.model_wrapped = self._skeleton.to(self.args.device)
 
     def take_final_weights(self) -> None:
-        """Let the model hold the weights that the run ends with: the best, else the average, else the last."""
+        """Let the model be what the run ends with: the best, else with averaged weights, else the last.
+
+        From here on evaluations are of these weights, the average is given up.
+        """
         if self.best is not None and self.best.step is not None:
             logger.info("best %s on fold 9: %.4f at step %d", self.best.name, self.best.figure, self.best.step)
-            write_weights(self.model, self.best.values)
+            self.best.put_into(self.model)
         elif self.average is not None:
             write_weights(self.model, self.average.values)
+        if self.best is not None and self.best.step is None:
+            logger.warning(
+                "--keep_best: no evaluation gave a finite %s, the run ends with the last weights", self.best.name
+            )
+        self.average = None
 
 
 def _refuse_what_cannot_be_taken_up(args: TrainingArguments) -> None:
