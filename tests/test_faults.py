@@ -436,6 +436,22 @@ def test_a_cut_or_missing_file_of_prepared_records_is_prepared_anew(tmp_path, ca
     assert np.array_equal(after.signal(2), expected) and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_flipped_bit_in_the_prepared_records_ends_the_run_and_without_the_cache_it_ends_exactly(
+    starter, output_dir, tmp_path, workers
+):
+    options = ("--cache_dir", str(tmp_path), "--dataloader_num_workers", workers)
+    whole = starter.whole("finetune")
+    shutil.copytree(starter.folder / "cache", tmp_path, dirs_exist_ok=True)
+    _flip_a_bit(max(tmp_path.glob("*/signals.int16"), key=lambda path: path.stat().st_size))  # of the training records
+    run = starter.run("finetune", output_dir, *options)
+    assert run.process.exitcode == 1 and "Traceback" not in run.said(), run.said()
+    folder = re.search(r"error: .*Record '.*CRC-32.*Remove the folder (\S+) and", run.said())[1]
+    shutil.rmtree(folder)
+    run = starter.run("finetune", output_dir, *options)
+    assert same_end(output_dir, whole), run.said()
+
+
 @pytest.mark.parametrize("place", ["data/ptb-xl/train-00000-of-00001.parquet", "fold-1.parquet"])
 def test_a_cut_file_of_a_data_set_is_an_error_that_names_it(tmp_path, place):
     import pyarrow as pa
