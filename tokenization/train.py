@@ -30,6 +30,7 @@ from training.checkpointing import load_extractor, save_final
 from training.collate import AugmentationArguments, ECGCollator
 from training.commands import run_command
 from training.data import DataArguments, ECGDataset, load_splits
+from training.run_inputs import digest_inputs
 from training.runs import describe_end, finish, is_finished, run_training
 from training.trainer import AnyECGTrainer
 
@@ -226,6 +227,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, codebook,
         eval_dataset=held_out,
         processing_class=extractor,
         codebook=codebook,
+        inputs=digest_inputs(train, held_out, init_from=model_args.init_from),
     )
 
 

@@ -48,6 +48,7 @@ class AnyECGTrainer(Trainer):
     Args:
         logged (sequence of `str`): fields of the model's output that are logged beside the loss, as means.
         floors: of logged figures, below which the run stops; see `health.refuse_collapse`.
+        inputs: SHA-256 of what the run starts from, by name; see `run_inputs.digest_inputs`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class AnyECGTrainer(Trainer):
         *,
         logged: Sequence[str] = (),
         floors: dict[str, tuple[float, str]] | None = None,
+        inputs: dict[str, str] | None = None,
         **kwargs,
     ):
         callbacks = []
@@ -65,6 +67,7 @@ class AnyECGTrainer(Trainer):
             callbacks.append(TensorBoard())
         super().__init__(model, args, callbacks=callbacks, **kwargs)
         self.floors, self._patch_rate = floors or {}, PatchRate()
+        self.inputs = inputs or {}
         _refuse_what_cannot_be_taken_up(self.args)
         self.best = None
         if self.args.keep_best:
