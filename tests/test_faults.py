@@ -32,6 +32,7 @@ from training.checkpointing import (
     last_checkpoint,
     lock_folder,
     name_checkpoint,
+    warn_of_other_software,
 )
 from training.corpora.simulated import list_simulated
 from training.record_store import prepare_records
@@ -320,6 +321,30 @@ def test_a_run_is_not_taken_up_with_other_training_records_under_the_old_name(st
     assert run.process.exitcode == 1 and "started from other content than is there now: training records" in run.said()
     run = starter.run(stage, output_dir, "--cache_dir", str(tmp_path / "again"))
     assert "training was complete" in run.said() and same_end(output_dir, starter.whole(stage))
+
+
+def test_a_run_is_not_taken_up_to_choose_its_best_weights_by_another_figure(starter, unfinished):
+    run = starter.run("finetune", unfinished, "--metric_for_best_model", "loss", "--greater_is_better", "True")
+    assert run.process.exitcode == 1
+    assert 'metric_for_best_model "macro_auroc", now "loss"' in run.said()
+
+
+def test_other_software_and_unknown_arguments_are_told_and_do_not_stop_a_run(tmp_path, caplog):
+    software = {"torch": "2.13.0", "numpy": "2.4.0"}
+    _checkpoint(tmp_path, 2)
+    warn_of_other_software(tmp_path, software)
+    assert "has no run_arguments.json" in caplog.text
+    caplog.clear()
+    checkpointing.save_arguments(tmp_path, {"seed": 0, "software": software})
+    warn_of_other_software(tmp_path, software)
+    assert not caplog.text
+    warn_of_other_software(tmp_path, software | {"torch": "2.14.0"})
+    assert "other software: torch 2.13.0, now 2.14.0. It may not end" in caplog.text
+
+
+def test_a_run_keeps_what_software_it_was_started_with(starter):
+    software = json.loads((starter.whole("finetune") / "run_arguments.json").read_text())["software"]
+    assert software["torch"] == torch.__version__ and len(software["code of the project"]) == 12
 
 
 def test_a_finished_run_with_another_seed_is_not_said_to_be_done(starter):

@@ -455,7 +455,7 @@ def test_the_best_model_is_written_whole_and_the_results_are_its_own(
 ):
     options = [*KEEP_FIRST, *options, "--metric_for_best_model", "random_loss" if finished else "loss"]
     if stage == "quantizer":
-        _train_quantizer(tmp_path, cache, *options)
+        _train_quantizer(tmp_path, cache, *options, "--codebook_start_step", "1")
     elif stage == "finetune":
         _finetune(tmp_path, cache, *options)
     else:
@@ -472,6 +472,33 @@ def test_the_best_model_is_written_whole_and_the_results_are_its_own(
     for name, value in load_file(tmp_path / "checkpoint-2" / "model.safetensors").items():
         if "codebook" in name or name.startswith("teacher."):  # no average is made of these
             assert torch.equal(kept[name], value), name
+
+
+def test_the_best_tokenizer_is_none_from_before_its_codebook_started(cache, tmp_path):
+    options = [*KEEP_FIRST, "--metric_for_best_model", "loss", "--codebook_start_step", "3"]
+    _train_quantizer(tmp_path, cache, *options)
+    assert json.loads((tmp_path / "results.json").read_text())["best_step"] == 4
+
+
+def test_a_quantizer_run_that_ends_before_its_codebook_starts_is_refused(cache, tmp_path):
+    with pytest.raises(ValueError, match="--codebook_start_step 6: the run ends at step 6, before.*random"):
+        _train_quantizer(tmp_path, cache, "--codebook_start_step", "6")
+
+
+def test_keep_best_without_a_figure_to_choose_by_is_refused_before_training(cache, tmp_path):
+    with pytest.raises(ValueError, match="--keep_best needs --metric_for_best_model"):
+        _train_quantizer(tmp_path, cache, "--keep_best", "True")
+
+
+@pytest.mark.parametrize(("name", "greater"), [
+    ("macro_auroc", True), ("fve", True), ("perplexity", True), ("random_accuracy", True), ("loss", False), ("mae", False),
+    ("random_cross_entropy", False), ("time_latent_distance", False), ("lead_age_mae", False), (None, None),
+])  # fmt: skip
+def test_whether_more_of_a_figure_is_better_follows_from_its_name_unless_it_is_said(tmp_path, name, greater):
+    args = AnyECGTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=name)
+    assert args.greater_is_better is greater
+    said = AnyECGTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="mae", greater_is_better=True)
+    assert said.greater_is_better is True
 
 
 def _same_as_logged(figures, logged):

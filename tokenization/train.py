@@ -101,6 +101,9 @@ class QuantizerTrainer(AnyECGTrainer):
             return {}
         return self.model.vector_quantizer.figures() | {"codebook_perplexity": self.code_use.perplexity()}
 
+    def can_be_best(self):
+        return self.state.global_step > self.codebook.codebook_start_step  # before, the codebook is random
+
     def kept_state(self):
         return [*super().kept_state(), (self.code_use, CODE_USE_FILE)]
 
@@ -161,6 +164,14 @@ def _refuse_divided_codebook(trainer: QuantizerTrainer) -> None:
 class _CodebookStart(TrainerCallback):
     def __init__(self, trainer: QuantizerTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        start = self.trainer.codebook.codebook_start_step
+        if start >= state.max_steps:
+            raise ValueError(
+                f"--codebook_start_step {start}: the run ends at step {state.max_steps}, before its codebook starts, and its "
+                f"codes would be random. Give less than {state.max_steps}, or train longer (--max_steps, --num_train_epochs)."
+            )
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.trainer.codebook.codebook_start_step:

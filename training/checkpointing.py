@@ -47,7 +47,7 @@ VOLATILE = {
     "dataloader_pin_memory", "dataloader_persistent_workers", "per_device_eval_batch_size", "eval_accumulation_steps",
     "run_name", "project", "push_to_hub", "local_rank", "use_cpu", "ddp_timeout", "torch_empty_cache_steps",
     "skip_memory_metrics", "health_records",
-    "total_steps", "inputs",  # compared on their own
+    "total_steps", "inputs", "software",  # compared on their own
 }  # fmt: skip
 VOLATILE_BEGINNINGS = ("logging_", "log_", "hub_", "report_", "trackio_")
 
@@ -248,6 +248,24 @@ def _refuse_other_content(output_dir: str | Path, before: dict[str, str], now: d
         raise ValueError(
             f"The run in {output_dir} was started from other content than is there now: {', '.join(changed)}. Going on would "
             "not be the same run. Bring the old files back, or start anew with another --output_dir."
+        )
+
+
+def warn_of_other_software(output_dir: str | Path, software: dict[str, str]) -> None:
+    """Warn where a run that is taken up again was started with other software, or where nothing is known of its start."""
+    if not (Path(output_dir) / ARGUMENTS).is_file():
+        logger.warning(
+            "%s has no %s: whether the run was started with the same arguments and data cannot be told",
+            output_dir,
+            ARGUMENTS,
+        )
+    before = _started_with(output_dir).get("software", {})
+    changed = [f"{name} {before[name]}, now {now}" for name, now in software.items() if before.get(name, now) != now]
+    if changed:
+        logger.warning(
+            "%s was started with other software: %s. It may not end as an undisturbed run does",
+            output_dir,
+            "; ".join(changed),
         )
 
 

@@ -24,11 +24,13 @@ from .checkpointing import (
     save_arguments,
     save_final,
     steps_of,
+    warn_of_other_software,
     what_is_damaged_of_the_end,
     write_end,
     write_json,
 )
 from .objectives import Objective
+from .run_inputs import describe_software
 from .trainer import AnyECGTrainer, require_finite
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,8 @@ def _take_folder(trainer: AnyECGTrainer, arguments: dict) -> str | None:
         trainer.folder_lock = lock_folder(output_dir)
         remove_leftovers(output_dir)
         checkpoint = last_checkpoint(output_dir)
+        if checkpoint is not None:
+            warn_of_other_software(output_dir, arguments["software"])
         save_arguments(output_dir, arguments)
     return broadcast_object_list([checkpoint])[0]
 
@@ -177,4 +181,7 @@ def _plain(trainer: AnyECGTrainer, arguments: Sequence) -> dict:
             merged |= instance.to_dict() | {"num_processes": instance.world_size}
         else:
             merged |= dataclasses.asdict(instance)
-    return merged | {"total_steps": total_steps(trainer), "inputs": trainer.inputs}
+    if trainer.best is not None:
+        merged["metric_for_best_model"] = trainer.best.name  # the library is told none
+    inputs = {"inputs": trainer.inputs, "software": describe_software()}
+    return merged | inputs | {"total_steps": total_steps(trainer)}

@@ -191,9 +191,13 @@ class AnyECGTrainer(Trainer):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             metrics = {name: value for name, value in metrics.items() if not name.endswith(NO_FIGURES)}
             is_whole = metric_key_prefix == "eval"  # else one of several evaluation sets
-            if self.best is not None and self.is_in_train and is_whole:
+            if self.best is not None and self.is_in_train and is_whole and self.can_be_best():
                 self.best.note(self.model, metrics, step=self.state.global_step)
         return metrics
+
+    def can_be_best(self) -> bool:
+        """Return whether the model is by now one that the run may end with."""
+        return True
 
     def evaluate_last_step(self) -> None:
         """Evaluate the last weights where the evaluation interval did not end with them: they may be the best."""
@@ -312,6 +316,11 @@ def _refuse_what_cannot_be_taken_up(args: TrainingArguments) -> None:
         raise ValueError(
             "--keep_best with --eval_on_start, or with --eval_strategy epoch and --save_strategy steps: a run taken up "
             "from a checkpoint would choose among other evaluations. Use the same strategy for both."
+        )
+    if args.keep_best and args.metric_for_best_model is None:
+        raise ValueError(
+            "--keep_best needs --metric_for_best_model: the name of a figure of the evaluation, such as loss, fve (quantizer) or "
+            "random_cross_entropy (masked codes); and --greater_is_better where its name does not tell."
         )
     if args.save_total_limit is not None and 0 < args.save_total_limit < MIN_CHECKPOINTS:
         logger.warning("--save_total_limit %d is raised to %d", args.save_total_limit, MIN_CHECKPOINTS)
