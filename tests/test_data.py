@@ -25,7 +25,7 @@ from training.data import (
     with_task,
 )
 from training.labels import build_task
-from training.record_store import RecordStore, prepare_records
+from training.record_store import DamagedCacheError, RecordStore, prepare_records
 from training.splits import fold_of, folds_of, load_split
 
 
@@ -217,6 +217,43 @@ def test_a_store_travels_to_a_worker_without_its_signals(store):
     travelled = pickle.loads(pickle.dumps(store))
     assert len(pickle.dumps(store)) < 100_000
     np.testing.assert_array_equal(travelled.signal(3), store.signal(3))
+
+
+def _flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("name", "read"), [("signals.int16", "steps"), ("mask.uint8", "mask")])
+def test_a_flipped_bit_of_a_prepared_record_is_an_error_that_names_record_file_and_remedy(
+    tmp_path, extractor, name, read
+):
+    store = prepare_records(list_simulated(3), extractor, source="x", cache_dir=tmp_path, num_proc=1)
+    expected = [getattr(store, read)(row).copy() for row in range(3)]
+    path = store.folder / name
+    _flip_a_bit(path, path.stat().st_size // 2)  # of the second of three equally long records
+    store = RecordStore(store.folder)
+    record_id = store.columns["record_id"][1]
+    with pytest.raises(DamagedCacheError, match=f"'{record_id}'.*{name}.*CRC-32.*Remove the folder {store.folder}"):
+        ECGDataset([(store, 1)])[0]
+    for row in (0, 2):
+        np.testing.assert_array_equal(getattr(store, read)(row), expected[row])
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [("meta.json", b'"step_mv": 0.0001', b'"step_mv": 0.0002'),
+                                                  ("records.parquet", b"PAR1", b"PAR0")])  # fmt: skip
+def test_an_altered_table_or_step_of_prepared_records_is_prepared_anew(tmp_path, extractor, caplog, name, old, new):
+    def prepare():
+        return prepare_records(list_simulated(3), extractor, source="x", cache_dir=tmp_path, num_proc=1)
+
+    before = prepare()
+    content = (before.folder / name).read_bytes()
+    assert old in content
+    (before.folder / name).write_bytes(content.replace(old, new, 1))
+    after = prepare()
+    assert f"{name} has another CRC-32" in caplog.text and "prepared anew" in caplog.text
+    assert (after.folder / name).read_bytes() == content
 
 
 def test_the_order_of_an_epoch_follows_from_seed_and_epoch():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,9 +288,11 @@ def test_codes_of_another_data_folder_are_refused(codes, data, tmp_path):
 def test_codes_of_patches_that_are_masked_by_now_are_refused(tokenizer, codes, data):
     stored, records = StoredCodes(codes), _records(tokenizer, data)
     store, row = records.rows[1]
-    store.mask(row)
+    store.mask(row)  # opens the maps
     store._maps = (store._maps[0], store._maps[1].copy())
-    store.mask(row)[0, 0] = 0
+    mask = store.mask(row)
+    mask[0, 0] = 0
+    store.columns["mask_crc32"][row] = zlib.crc32(mask)
     with pytest.raises(ValueError, match="1 of 18 records have other leads or masked patches.*'r01'"):
         records.with_codes(stored)
 
@@ -317,6 +320,26 @@ def test_a_folder_without_codes_and_a_damaged_shard_are_refused(codes, tmp_path)
     (tmp_path / "codes-00000-of-00001.parquet").write_bytes(content)
     with pytest.raises(ValueError, match="codes-00000-of-00001.parquet is damaged.*Remove it"):
         StoredCodes(tmp_path)
+
+
+def test_the_digest_of_stored_codes_is_of_the_codes_and_not_of_their_shards(tokenizer, data, codes, tmp_path):
+    cut = _encode(tokenizer, data, tmp_path / "cut", "--shard_records", "5")
+    assert StoredCodes(cut).sha256() == StoredCodes(codes).sha256()
+    other = StoredCodes(codes)
+    other._codes = np.where(np.arange(len(other._codes)) == 7, 1 - other._codes.clip(0, 1), other._codes)
+    assert other.sha256() != StoredCodes(codes).sha256()
+
+
+def test_a_run_is_not_taken_up_with_other_codes_in_the_same_folder(tokenizer, data, codes, tmp_path):
+    shutil.copytree(codes, tmp_path / "codes")
+    argv = _argv(data, tmp_path / "run", "--codes", str(tmp_path / "codes"))
+    training.pretrain.main(argv)
+    (tmp_path / "run" / "run_finished.json").unlink()
+    shutil.rmtree(tmp_path / "codes")
+    AnyECGRhythmFeatureExtractor(quantizer=tiny_quantizer(seed=1)).save_pretrained(tmp_path / "other")
+    _encode(tmp_path / "other", data, tmp_path / "codes")
+    with pytest.raises(ValueError, match=r"started from other content.*--codes \(SHA-256 .*Bring the old files back"):
+        training.pretrain.main(argv)
 
 
 def test_codes_of_a_large_codebook_need_more_than_two_bytes(tokenizer, codes):

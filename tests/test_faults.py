@@ -4,6 +4,7 @@ The commands run in processes of their own (`benchmarks.fault_runs`); `python -m
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -24,7 +25,15 @@ import training.finetune
 from benchmarks.fault_runs import PATIENCE, Starter, kill_in_save, same_end
 from training import checkpointing
 from training.arguments import AnyECGTrainingArguments
-from training.checkpointing import SaveError, check_arguments, last_checkpoint, lock_folder, name_checkpoint
+from training.checkpointing import (
+    SaveError,
+    check_arguments,
+    check_length,
+    last_checkpoint,
+    lock_folder,
+    name_checkpoint,
+    warn_of_other_software,
+)
 from training.corpora.simulated import list_simulated
 from training.record_store import prepare_records
 from training.trainer import AnyECGTrainer, NonFiniteError
@@ -220,6 +229,122 @@ def test_taking_up_a_run_with_other_arguments_is_an_error_that_names_them(tmp_pa
     check_arguments(tmp_path, {"seed": 0, "max_steps": 4, "logging_steps": 5})
     with pytest.raises(ValueError, match="seed 0, now 1.*old values.*another --output_dir"):
         check_arguments(tmp_path, {"seed": 1, "max_steps": 4})
+
+
+def test_another_length_is_an_error_where_each_step_depends_on_it(tmp_path):
+    checkpointing.save_arguments(tmp_path, {"total_steps": 3})
+    check_length(tmp_path, 4, why_fixed="--lr_scheduler_type cosine")  # nothing to go on from
+    _checkpoint(tmp_path, 2)
+    check_length(tmp_path, 3, why_fixed="--lr_scheduler_type cosine")
+    for steps in (2, 4):
+        with pytest.raises(ValueError, match=f"for 3 steps, now it is {steps} .*cosine each step depends.*old length"):
+            check_length(tmp_path, steps, why_fixed="--lr_scheduler_type cosine")
+
+
+def test_a_run_of_constant_rate_may_be_lengthened_but_not_end_before_where_it_is(tmp_path):
+    checkpointing.save_arguments(tmp_path, {"total_steps": 9})
+    _checkpoint(tmp_path, 6)
+    for steps in (6, 12):
+        check_length(tmp_path, steps, why_fixed=None)
+    with pytest.raises(ValueError, match="has made 6 steps, 5 are asked for.*Give 6 or more"):
+        check_length(tmp_path, 5, why_fixed=None)
+
+
+@pytest.mark.parametrize("said, options", [
+    ("for 8 steps, now it is 12 .*--lr_scheduler_type cosine", ()),
+    ("for 8 steps, now it is 12 .*--lr_scheduler_type linear", ("--lr_scheduler_type", "linear")),
+    ("for 8 steps, now it is 12 .*--warmup_steps 0.25, a share of the run",
+     ("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "0.25")),
+])  # fmt: skip
+def test_a_run_is_not_lengthened_under_a_schedule_that_depends_on_the_length(starter, output_dir, said, options):
+    assert starter.run("finetune", output_dir, *options).process.exitcode == 0
+    run = starter.run("finetune", output_dir, *options, "--max_steps", "12")
+    assert run.process.exitcode == 1 and re.search(said, run.said()) and "Traceback" not in run.said()
+
+
+def test_a_run_under_a_constant_schedule_that_is_lengthened_ends_as_one_of_that_length(starter, output_dir):
+    constant = ("--lr_scheduler_type", "constant_with_warmup")
+    longer = output_dir.with_name(f"{output_dir.name}-longer")
+    starter.run("finetune", longer, *constant, "--max_steps", "12")
+    starter.run("finetune", output_dir, *constant)
+    run = starter.run("finetune", output_dir, *constant, "--max_steps", "12")
+    assert "going on from" in run.said() and same_end(output_dir, longer)
+
+
+def test_an_objective_that_follows_the_length_of_a_run_is_not_lengthened(starter, output_dir):
+    options = ("--objective", "latents", "--lr_scheduler_type", "constant", "--weight_average_decay", "0")
+    starter.whole("quantizer")
+    starter.run("pretrain", output_dir, *options, "--max_steps", "2")
+    run = starter.run("pretrain", output_dir, *options, "--max_steps", "4")
+    assert run.process.exitcode == 1 and "objective LatentPrediction each step depends" in run.said()
+
+
+def _other_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("norm.weight"))
+    weights[name] = weights[name] + 0.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("stage", "option", "start"), [
+    ("pretrain", "--quantizer", "quantizer"), ("pretrain", "--init_from", "pretrain"), ("finetune", "--init_from", "pretrain"),
+    ("quantizer", "--init_from", "quantizer"),
+])  # fmt: skip
+def test_a_run_is_not_taken_up_from_a_model_that_has_changed(starter, output_dir, tmp_path, stage, option, start):
+    starter.whole("quantizer")
+    shutil.copytree(starter.whole(start), tmp_path / "start", ignore=shutil.ignore_patterns("checkpoint-*"))
+    options = (option, str(tmp_path / "start"), "--max_steps", "4")
+    assert starter.run(stage, output_dir, *options).process.exitcode == 0
+    (output_dir / "run_finished.json").unlink()
+    _other_weights(tmp_path / "start")
+    run = starter.run(stage, output_dir, *options)
+    assert run.process.exitcode == 1 and "Traceback" not in run.said()
+    assert re.search(rf"started from other content.*: {option} \(SHA-256 \w+..., now \w+...\)", run.said()), run.said()
+
+
+def _with_one_other_record():
+    import training.data
+
+    def changed(num_records):
+        first, *rest = list_simulated(num_records)
+        return [dataclasses.replace(first, payload=first.payload | {"seed": 99}), *rest]
+
+    training.data.list_simulated = changed
+
+
+@pytest.mark.parametrize("stage", ["quantizer", "pretrain", "finetune"])
+def test_a_run_is_not_taken_up_with_other_training_records_under_the_old_name(starter, output_dir, tmp_path, stage):
+    shutil.copytree(starter.whole(stage), output_dir)
+    (output_dir / "run_finished.json").unlink()
+    cache = ("--cache_dir", str(tmp_path))
+    run = starter.run(stage, output_dir, *cache, prepare=_with_one_other_record)
+    assert run.process.exitcode == 1 and "started from other content than is there now: training records" in run.said()
+    run = starter.run(stage, output_dir, "--cache_dir", str(tmp_path / "again"))
+    assert "training was complete" in run.said() and same_end(output_dir, starter.whole(stage))
+
+
+def test_a_run_is_not_taken_up_to_choose_its_best_weights_by_another_figure(starter, unfinished):
+    run = starter.run("finetune", unfinished, "--metric_for_best_model", "loss", "--greater_is_better", "True")
+    assert run.process.exitcode == 1
+    assert 'metric_for_best_model "macro_auroc", now "loss"' in run.said()
+
+
+def test_other_software_and_unknown_arguments_are_told_and_do_not_stop_a_run(tmp_path, caplog):
+    software = {"torch": "2.13.0", "numpy": "2.4.0"}
+    _checkpoint(tmp_path, 2)
+    warn_of_other_software(tmp_path, software)
+    assert "has no run_arguments.json" in caplog.text
+    caplog.clear()
+    checkpointing.save_arguments(tmp_path, {"seed": 0, "software": software})
+    warn_of_other_software(tmp_path, software)
+    assert not caplog.text
+    warn_of_other_software(tmp_path, software | {"torch": "2.14.0"})
+    assert "other software: torch 2.13.0, now 2.14.0. It may not end" in caplog.text
+
+
+def test_a_run_keeps_what_software_it_was_started_with(starter):
+    software = json.loads((starter.whole("finetune") / "run_arguments.json").read_text())["software"]
+    assert software["torch"] == torch.__version__ and len(software["code of the project"]) == 12
 
 
 def test_a_finished_run_with_another_seed_is_not_said_to_be_done(starter):
@@ -434,6 +559,22 @@ def test_a_cut_or_missing_file_of_prepared_records_is_prepared_anew(tmp_path, ca
     after = prepare()
     assert f"{before.folder}" in caplog.text and "prepared anew" in caplog.text
     assert np.array_equal(after.signal(2), expected) and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_flipped_bit_in_the_prepared_records_ends_the_run_and_without_the_cache_it_ends_exactly(
+    starter, output_dir, tmp_path, workers
+):
+    options = ("--cache_dir", str(tmp_path), "--dataloader_num_workers", workers)
+    whole = starter.whole("finetune")
+    shutil.copytree(starter.folder / "cache", tmp_path, dirs_exist_ok=True)
+    _flip_a_bit(max(tmp_path.glob("*/signals.int16"), key=lambda path: path.stat().st_size))  # of the training records
+    run = starter.run("finetune", output_dir, *options)
+    assert run.process.exitcode == 1 and "Traceback" not in run.said(), run.said()
+    folder = re.search(r"error: .*Record '.*CRC-32.*Remove the folder (\S+) and", run.said())[1]
+    shutil.rmtree(folder)
+    run = starter.run("finetune", output_dir, *options)
+    assert same_end(output_dir, whole), run.said()
 
 
 @pytest.mark.parametrize("place", ["data/ptb-xl/train-00000-of-00001.parquet", "fold-1.parquet"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForSequenceClassification
 
 import tokenization.train
@@ -401,6 +402,115 @@ def test_the_best_weights_are_kept_whatever_comes_after_and_survive_a_checkpoint
     loaded.load(tmp_path / "best.safetensors")
     assert (loaded.figure, loaded.step, loaded.evaluated_step) == (0.9, 3, 4)
     assert loaded.values["weight"].eq(3).all()
+
+
+def test_the_best_state_holds_what_is_not_trained_too(tmp_path):
+    model = torch.nn.BatchNorm1d(2)
+    model.bias.requires_grad_(False)
+    best = BestWeights("loss", greater_is_better=False)
+    best.note(model, {"eval_loss": 1.0}, step=1)
+    best.save(tmp_path / "best.safetensors")
+    loaded = BestWeights("loss", greater_is_better=False)
+    loaded.load(tmp_path / "best.safetensors")
+    with torch.no_grad():
+        model.weight.fill_(5), model.bias.fill_(5), model.running_mean.fill_(5), model.num_batches_tracked.fill_(5)
+    loaded.put_into(model)
+    assert model.weight.eq(1).all() and model.bias.eq(0).all()
+    assert model.running_mean.eq(0).all() and model.num_batches_tracked.eq(0)
+
+
+def test_best_weights_without_buffers_as_an_earlier_version_kept_them_are_refused(tmp_path):
+    save_file({"weight": torch.ones(1)}, tmp_path / "best.safetensors", metadata={"facts": "[0.5, 1, 1]"})
+    with pytest.raises(ValueError, match="best.safetensors is of an earlier version.*new --output_dir"):
+        BestWeights("loss", greater_is_better=False).load(tmp_path / "best.safetensors")
+
+
+def test_a_run_none_of_whose_evaluations_can_be_the_best_says_that_it_ends_with_the_last_weights(tmp_path, caplog):
+    trainer = _line_trainer(tmp_path, zero_at=0)
+    trainer.best = BestWeights("macro_auroc", greater_is_better=True)
+    trainer.best.note(trainer.model, {"eval_macro_auroc": float("nan")}, step=1)
+    trainer.take_final_weights()
+    assert "no evaluation gave a finite macro_auroc, the run ends with the last weights" in caplog.text
+
+
+KEEP_FIRST = [
+    "--eval_steps",
+    "2",
+    "--keep_best",
+    "True",
+    "--greater_is_better",
+    "True",
+]  # the loss falls: the first is kept
+
+
+@pytest.mark.parametrize(("stage", "options", "finished"), [
+    ("quantizer", ["--weight_average_decay", "0"], ""),
+    ("quantizer", ["--weight_average_decay", "0.5"], ""),
+    ("masked_codes", ["--weight_average_decay", "0.5"], "model."),
+    ("latents", ["--weight_average_decay", "0"], "teacher."),
+    ("finetune", ["--weight_average_decay", "0.5"], ""),
+])  # fmt: skip
+def test_the_best_model_is_written_whole_and_the_results_are_its_own(
+    quantizer, cache, tmp_path, stage, options, finished
+):
+    options = [*KEEP_FIRST, *options, "--metric_for_best_model", "random_loss" if finished else "loss"]
+    if stage == "quantizer":
+        _train_quantizer(tmp_path, cache, *options, "--codebook_start_step", "1")
+    elif stage == "finetune":
+        _finetune(tmp_path, cache, *options)
+    else:
+        _pretrain(tmp_path, cache, quantizer, *options, "--objective", stage)
+    report = json.loads((tmp_path / "results.json").read_text())
+    history = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    kept = load_file(tmp_path / "checkpoint-6" / "best.safetensors")
+    assert report["best_step"] == 2
+    assert set(kept) == set(load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
+    _same_as_logged(report["evaluation"], [entry for entry in history if entry["step"] == 2])
+    if stage != "finetune":  # the head of which is completed
+        written = load_file(tmp_path / "model.safetensors")
+        assert all(torch.equal(value, kept[finished + name]) for name, value in written.items())
+    for name, value in load_file(tmp_path / "checkpoint-2" / "model.safetensors").items():
+        if "codebook" in name or name.startswith("teacher."):  # no average is made of these
+            assert torch.equal(kept[name], value), name
+
+
+def test_the_best_tokenizer_is_none_from_before_its_codebook_started(cache, tmp_path):
+    options = [*KEEP_FIRST, "--metric_for_best_model", "loss", "--codebook_start_step", "3"]
+    _train_quantizer(tmp_path, cache, *options)
+    assert json.loads((tmp_path / "results.json").read_text())["best_step"] == 4
+
+
+def test_a_quantizer_run_that_ends_before_its_codebook_starts_is_refused(cache, tmp_path):
+    with pytest.raises(ValueError, match="--codebook_start_step 6: the run ends at step 6, before.*random"):
+        _train_quantizer(tmp_path, cache, "--codebook_start_step", "6")
+
+
+def test_keep_best_without_a_figure_to_choose_by_is_refused_before_training(cache, tmp_path):
+    with pytest.raises(ValueError, match="--keep_best needs --metric_for_best_model"):
+        _train_quantizer(tmp_path, cache, "--keep_best", "True")
+
+
+@pytest.mark.parametrize(("name", "greater"), [
+    ("macro_auroc", True), ("fve", True), ("perplexity", True), ("random_accuracy", True), ("loss", False), ("mae", False),
+    ("random_cross_entropy", False), ("time_latent_distance", False), ("lead_age_mae", False), (None, None),
+])  # fmt: skip
+def test_whether_more_of_a_figure_is_better_follows_from_its_name_unless_it_is_said(tmp_path, name, greater):
+    args = AnyECGTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=name)
+    assert args.greater_is_better is greater
+    said = AnyECGTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="mae", greater_is_better=True)
+    assert said.greater_is_better is True
+
+
+def _same_as_logged(figures, logged):
+    """Compare an evaluation with what was logged of it; those of the completed head lack the beginning of the name."""
+    entries = {name: value for entry in logged for name, value in entry.items()}
+    common = {name: value for name, value in figures.items() if name in entries and value is not None}
+    common |= {
+        f"eval_{name}": value for name, value in figures.items() if f"eval_{name}" in entries and value is not None
+    }
+    assert common
+    for name, value in common.items():
+        assert value == pytest.approx(entries[name], rel=1e-4, abs=1e-6), name
 
 
 def test_a_checkpoint_before_the_first_evaluation_has_no_best_weights(tmp_path):

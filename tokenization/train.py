@@ -30,9 +30,11 @@ from training.checkpointing import load_extractor, save_final
 from training.collate import AugmentationArguments, ECGCollator
 from training.commands import run_command
 from training.data import DataArguments, ECGDataset, load_splits
-from training.runs import finish, is_finished, run_training
+from training.run_inputs import digest_inputs
+from training.runs import describe_end, finish, is_finished, run_training
 from training.trainer import AnyECGTrainer
 
+from .code_use import CodeUse
 from .codebook_health import batches_of, code_shares, measure, perplexity_of, sample_of
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ LOGGED = (
     "loss_morphology", "loss_frequency", "loss_demography", "loss_codebook", "loss_commitment", "usage", "perplexity",
 )  # fmt: skip
 NUM_STATISTICS_RECORDS = 256
+CODE_USE_FILE = "code_use.safetensors"
 COLLAPSED = (
     "Most patches get the same few codes. Start the codebook later (--codebook_start_step), from more vectors, or lower "
     "commitment_weight or the learning rate."
@@ -82,17 +85,27 @@ class QuantizerTrainer(AnyECGTrainer):
         self.codebook = codebook
         least = codebook.min_perplexity_share * self.model.config.codebook_size
         self.floors = {"codebook_perplexity": (least, COLLAPSED)}
+        self.code_use = CodeUse(self.model.vector_quantizer)
         self.add_callback(_CodebookStart(self))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         is_autoencoder = model.training and self.state.global_step < self.codebook.codebook_start_step
         with _without_codebook(self.model, is_autoencoder):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and not is_autoencoder:
+            self.code_use.note(outputs.rhythm_codes, sum_up=self.accelerator.reduce)
+        return (loss, outputs) if return_outputs else loss
 
     def state_figures(self):
         if self.state.global_step <= self.codebook.codebook_start_step:
             return {}
-        return self.model.vector_quantizer.figures()
+        return self.model.vector_quantizer.figures() | {"codebook_perplexity": self.code_use.perplexity()}
+
+    def can_be_best(self):
+        return self.state.global_step > self.codebook.codebook_start_step  # before, the codebook is random
+
+    def kept_state(self):
+        return [*super().kept_state(), (self.code_use, CODE_USE_FILE)]
 
     def start_codebook(self) -> None:
         """Fill the codebook by k-means on the encoder's vectors of a fixed sample of training records, alike everywhere."""
@@ -101,6 +114,7 @@ class QuantizerTrainer(AnyECGTrainer):
         if self.args.world_size > 1:
             for value in self.model.vector_quantizer.state_dict().values():
                 distributed.broadcast(value, src=0)
+        self.code_use.begin()
 
     def _fit_codebook(self) -> None:
         device, patches_each = self.model.device, 100
@@ -150,6 +164,14 @@ def _refuse_divided_codebook(trainer: QuantizerTrainer) -> None:
 class _CodebookStart(TrainerCallback):
     def __init__(self, trainer: QuantizerTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        start = self.trainer.codebook.codebook_start_step
+        if start >= state.max_steps:
+            raise ValueError(
+                f"--codebook_start_step {start}: the run ends at step {state.max_steps}, before its codebook starts, and its "
+                f"codes would be random. Give less than {state.max_steps}, or train longer (--max_steps, --num_train_epochs)."
+            )
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.trainer.codebook.codebook_start_step:
@@ -216,6 +238,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, codebook,
         eval_dataset=held_out,
         processing_class=extractor,
         codebook=codebook,
+        inputs=digest_inputs(train, held_out, init_from=model_args.init_from),
     )
 
 
@@ -237,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
-    report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
+    report = describe_end(trainer) | {"evaluation": trainer.evaluate()}
     if trainer.is_world_process_zero() and codebook.health_records:
         held_out = sample_of(trainer.eval_dataset, codebook.health_records)
         report["codebook_health"] = measure(trainer.model, trainer.train_dataset, held_out, trainer.data_collator)

@@ -19,6 +19,15 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .checkpointing import project_path
 
+LESS_IS_BETTER = (
+    "loss",
+    "cross_entropy",
+    "distance",
+    "mae",
+    "rmse",
+    "biggest_code",
+)  # how the names of such figures end
+
 
 @dataclass
 class AnyECGTrainingArguments(TrainingArguments):
@@ -54,6 +63,8 @@ class AnyECGTrainingArguments(TrainingArguments):
         for name in ("layer_decay", "weight_average_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"--{name} {getattr(self, name)}: accepted are numbers from 0 to 1.")
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(LESS_IS_BETTER)
         super().__post_init__()
 
 

@@ -47,6 +47,7 @@ VOLATILE = {
     "dataloader_pin_memory", "dataloader_persistent_workers", "per_device_eval_batch_size", "eval_accumulation_steps",
     "run_name", "project", "push_to_hub", "local_rank", "use_cpu", "ddp_timeout", "torch_empty_cache_steps",
     "skip_memory_metrics", "health_records",
+    "total_steps", "inputs", "software",  # compared on their own
 }  # fmt: skip
 VOLATILE_BEGINNINGS = ("logging_", "log_", "hub_", "report_", "trackio_")
 
@@ -218,15 +219,12 @@ def remove_leftovers(output_dir: str | Path) -> None:
 
 
 def check_arguments(output_dir: str | Path, arguments: dict) -> None:
-    """Compare the arguments of a run that is taken up again with those it was started with.
+    """Compare the arguments of a run that is taken up again with those it was started with, and the content it starts from.
 
     Raises:
         ValueError: some differ that matter, and there is something to go on from.
     """
-    path = Path(output_dir) / ARGUMENTS
-    if not path.is_file() or not (checkpoints_in(output_dir) or (Path(output_dir) / FINISHED).is_file()):
-        return
-    before, now = _read_json(path), json.loads(json.dumps(without_nan(arguments), default=str))
+    before, now = _started_with(output_dir), json.loads(json.dumps(without_nan(arguments), default=str))
     changed = [
         f"{name} {json.dumps(before[name])}, now {json.dumps(now[name])}"
         for name in sorted(set(before) & set(now))  # another version of the library has other names
@@ -237,6 +235,74 @@ def check_arguments(output_dir: str | Path, arguments: dict) -> None:
             f"The run in {output_dir} was started with other arguments: {'; '.join(changed)}. Going on would not be the "
             "same run. Give the old values, or start anew with another --output_dir."
         )
+    _refuse_other_content(output_dir, before.get("inputs", {}), now.get("inputs", {}))
+
+
+def _refuse_other_content(output_dir: str | Path, before: dict[str, str], now: dict[str, str]) -> None:
+    changed = [
+        f"{name} (SHA-256 {before[name][:12]}..., now {now[name][:12]}...)"
+        for name in before
+        if name in now and now[name] != before[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"The run in {output_dir} was started from other content than is there now: {', '.join(changed)}. Going on would "
+            "not be the same run. Bring the old files back, or start anew with another --output_dir."
+        )
+
+
+def warn_of_other_software(output_dir: str | Path, software: dict[str, str]) -> None:
+    """Warn where a run that is taken up again was started with other software, or where nothing is known of its start."""
+    if not (Path(output_dir) / ARGUMENTS).is_file():
+        logger.warning(
+            "%s has no %s: whether the run was started with the same arguments and data cannot be told",
+            output_dir,
+            ARGUMENTS,
+        )
+    before = _started_with(output_dir).get("software", {})
+    changed = [f"{name} {before[name]}, now {now}" for name, now in software.items() if before.get(name, now) != now]
+    if changed:
+        logger.warning(
+            "%s was started with other software: %s. It may not end as an undisturbed run does",
+            output_dir,
+            "; ".join(changed),
+        )
+
+
+def check_length(output_dir: str | Path, steps: int, *, why_fixed: str | None) -> None:
+    """Compare the length of a run that is taken up again with the one it was started for.
+
+    Args:
+        steps (`int`): asked for now.
+        why_fixed (`str`, *optional*): what in a step depends on the length; None where a run may be lengthened.
+
+    Raises:
+        ValueError: the length is another and each step depends on it, or the run is already longer.
+    """
+    before = _started_with(output_dir).get("total_steps", steps)
+    if before == steps:
+        return
+    if why_fixed:
+        raise ValueError(
+            f"The run in {output_dir} was started for {before} steps, now it is {steps} (--max_steps, --num_train_epochs): with "
+            f"{why_fixed} each step depends on the length, going on would not be the same run. Give the old length, or start "
+            "anew with another --output_dir."
+        )
+    newest = max([int(path.name.rpartition("-")[2]) for path in checkpoints_in(output_dir)], default=0)
+    done = max(newest, finished_steps(output_dir) or 0)
+    if done > steps:
+        raise ValueError(
+            f"The run in {output_dir} has made {done} steps, {steps} are asked for (--max_steps, --num_train_epochs): it would "
+            f"not end where a run of {steps} steps does. Give {done} or more, or start anew with another --output_dir."
+        )
+
+
+def _started_with(output_dir: str | Path) -> dict:
+    """Return the arguments of the run in `output_dir`, none where there is nothing to go on from."""
+    path = Path(output_dir) / ARGUMENTS
+    if not path.is_file() or not (checkpoints_in(output_dir) or (Path(output_dir) / FINISHED).is_file()):
+        return {}
+    return _read_json(path)
 
 
 def save_arguments(output_dir: str | Path, arguments: dict) -> None:

@@ -36,6 +36,7 @@ from .shards import Output
 FORMAT = 1
 METADATA = b"anyecg_codes"
 NO_CODE = -100
+READ_BYTES = 1 << 24  # at a time, of weights that may be gigabytes
 _COLUMNS = ("source", "record_id", "lead_ids", "first_patch", "num_patches", "codes")
 _NAME = re.compile(r"codes-(\d{5})-of-(\d{5})\.parquet")
 
@@ -91,7 +92,9 @@ def weights_sha256(folder: str | Path) -> str:
         raise ValueError(f"{folder} holds no *.safetensors. Give the output folder of `python -m tokenization.train`.")
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        with open(path, "rb") as file:
+            while chunk := file.read(READ_BYTES):
+                digest.update(chunk)
     return digest.hexdigest()
 
 
@@ -169,6 +172,14 @@ class StoredCodes:
         for row, key in enumerate(zip(sources, table["record_id"].to_pylist(), strict=True)):
             first, count = self._rows.get(key, (row, 0))
             self._rows[key] = (first, count + 1)
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of the codes and of what they are of; where the records lay and how shards are cut do not count."""
+        windows = [(record_id, *place) for (_, record_id), place in self._rows.items()]
+        digest = hashlib.sha256(json.dumps([asdict(self.origin), windows], sort_keys=True).encode())
+        for values in (self._codes, self._code_ends, self._leads, self._lead_ends, self._first, self._num):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def windows(self, store: RecordStore, row: int) -> list[tuple[int, np.ndarray]]:
         """Return (first patch, codes `(num_leads, num_patches)`) of each window of a record."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from .splits import TRAIN_FOLDS, VALIDATION_FOLDS, spread_order
 logger = logging.getLogger(__name__)
 
 LABEL_COLUMNS = ("codes", "age", "sex")
+CONTENT_COLUMNS = ("record_id", "age", "sex", "weight", "lead_ids", "num_samples", "signal_crc32", "mask_crc32")
 
 
 class ECGDataset(torch.utils.data.Dataset):
@@ -66,6 +69,16 @@ class ECGDataset(torch.utils.data.Dataset):
     def column(self, name: str) -> list:
         """Return one column of the records' table (`codes`, `fold`, `patient_id`, ...), in the order of the items."""
         return [store.columns[name][row] for store, row in self.rows]
+
+    def sha256(self) -> str:
+        """Return the SHA-256 of all that training sees of the records: their content, order and targets, not their places."""
+        digest = hashlib.sha256()
+        for store, row in self.rows:
+            facts = [store.step_mv, *(store.columns[name][row] for name in CONTENT_COLUMNS)]
+            digest.update(json.dumps(facts).encode())
+        if self.targets is not None:
+            digest.update(np.ascontiguousarray(self.targets).tobytes())
+        return digest.hexdigest()
 
     def take(self, indices: Sequence[int]) -> ECGDataset:
         """Return the dataset of these items, with their targets."""

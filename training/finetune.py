@@ -30,7 +30,8 @@ from .data import DataArguments, ECGDataset, load_splits, with_task
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
-from .runs import finish, is_finished, run_training
+from .run_inputs import digest_inputs
+from .runs import describe_end, finish, is_finished, run_training
 from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
 from .trainer import AnyECGTrainer
 
@@ -105,6 +106,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, task_args
         train, held_out = load_splits(data_args, extractor, seed=args.seed)
     task = build_task(task_args.task, train.column("codes"), min_positives=task_args.min_positives)
     train, held_out = with_task(train, task), with_task(held_out, task)
+    inputs = digest_inputs(train, held_out, init_from=model_args.init_from)
     set_seed(args.seed)
     model = build_model(model_args, task, train.targets)
     scale = _target_scale(task, train)
@@ -114,6 +116,7 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, task_args
         args.metric_for_best_model, args.greater_is_better = best_metric_of(task)
     trainer = AnyECGTrainer(
         model, args, train_dataset=train, eval_dataset=held_out, processing_class=extractor,
+        inputs=inputs,
         data_collator=ECGCollator(extractor, window_seconds=data_args.window_seconds, augmentation=augmentation),
         compute_metrics=lambda prediction: _figures(task, prediction, scale) | {"loss": _loss(model, prediction)},
     )  # fmt: skip
@@ -180,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
     run_training(trainer, arguments=instances)
     report = {}
     if trainer.is_world_process_zero():
-        report = {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
+        report = describe_end(trainer)
         report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
         report |= complete_head(trainer, task)
         logger.info("fold 9: %s", report["evaluation"])

@@ -1,4 +1,4 @@
-"""Weights that are kept beside those being trained: their average, and the best so far. They travel in every checkpoint."""
+"""What is kept beside the model being trained: the average of its weights, its best state so far. Both travel in checkpoints."""
 
 from __future__ import annotations
 
@@ -6,11 +6,24 @@ import json
 import math
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+STATE = "parameters and buffers"
+
+
+class Kept(Protocol):
+    """What travels in every checkpoint beside model and optimizer, in a file of its own."""
+
+    values: dict[str, torch.Tensor]
+
+    def save(self, path: Path) -> None: ...
+
+    def load(self, path: Path) -> None: ...
 
 
 class WeightAverage:
@@ -47,7 +60,10 @@ class WeightAverage:
 
 
 class BestWeights:
-    """The weights with the best figure so far; kept in every checkpoint, so that none depends on another."""
+    """The model's state with the best figure so far; kept in every checkpoint, so that none depends on another.
+
+    All of the state, not only what is trained: an encoder belongs with its codebook, a student with its teacher.
+    """
 
     def __init__(self, name: str, *, greater_is_better: bool):
         self.name, self.greater_is_better = name, greater_is_better
@@ -57,7 +73,7 @@ class BestWeights:
         self.evaluated_step: int | None = None
 
     def note(self, model: nn.Module, metrics: dict[str, float], *, step: int) -> None:
-        """Keep the weights of `model` if their figure is the best; NaN never is.
+        """Keep the parameters and persistent buffers of `model` if their figure is the best; NaN never is.
 
         Raises:
             ValueError: the evaluation gives no figure of this name.
@@ -70,15 +86,24 @@ class BestWeights:
         self.evaluated_step, figure = step, metrics[key]
         is_better = self.step is None or (figure > self.figure if self.greater_is_better else figure < self.figure)
         if is_better and math.isfinite(figure):
-            self.values, self.figure, self.step = copy_weights(model), float(figure), step
+            self.values, self.figure, self.step = copy_state(model), float(figure), step
+
+    def put_into(self, model: nn.Module) -> None:
+        """Let `model` be as it was at the best step."""
+        model.load_state_dict(self.values)
 
     def save(self, path: Path) -> None:
         facts = json.dumps([self.figure, self.step, self.evaluated_step])
-        save_file(self.values, str(path), metadata={"facts": facts, "format": "pt"})
+        save_file(self.values, str(path), metadata={"facts": facts, "format": "pt", "holds": STATE})
 
     def load(self, path: Path) -> None:
         _require_file(path, "--keep_best")
         with safe_open(str(path), framework="pt") as file:
+            if file.metadata().get("holds") != STATE:
+                raise ValueError(
+                    f"{path} is of an earlier version, which kept the trained weights alone, without codebook or teacher: the "
+                    "best model cannot be had from it. Start the run in a new --output_dir."
+                )
             self.figure, self.step, self.evaluated_step = json.loads(file.metadata()["facts"])
             self.values = {name: file.get_tensor(name) for name in file.keys()}
 
@@ -86,6 +111,13 @@ class BestWeights:
 def _require_file(path: Path, option: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is missing: the run was started without {option}. Start it in a new folder.")
+
+
+def copy_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of all that `state_dict` holds: parameters, trained or not, and persistent buffers."""
+    return {
+        name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in model.state_dict().items()
+    }
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:

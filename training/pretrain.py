@@ -48,7 +48,8 @@ from .objectives import (
     beat_statistics,
 )
 from .objectives.masked_codes import encode_batch
-from .runs import finish, is_finished, run_training
+from .run_inputs import digest_inputs
+from .runs import describe_end, finish, is_finished, run_training
 from .splits import spread_order
 from .trainer import AnyECGTrainer, require_finite
 
@@ -298,8 +299,11 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
         mask_ratio=objective_args.mask_ratio, mask_shares=objective_args.mask_shares,
         with_demography=objective_args.demography_weight > 0, with_beats=objective_args.beat_weight > 0,
     )  # fmt: skip
+    needs_quantizer = objective_args.objective == "masked_codes" and codes is None
+    quantizer = _quantizer_folder(objective_args) if needs_quantizer else None
     return PretrainTrainer(
         objective, args, data_collator=collator, train_dataset=train, processing_class=extractor,
+        inputs=digest_inputs(train, held_out, quantizer=quantizer, init_from=model_args.init_from),
         eval_dataset={pattern: FixedPattern(held_out, pattern) for pattern in objective.patterns},
     )  # fmt: skip
 
@@ -315,7 +319,7 @@ def main(argv: Sequence[str]) -> None:
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
-    report = {"steps": trainer.state.global_step, "evaluation": trainer.evaluate()}
+    report = describe_end(trainer) | {"evaluation": trainer.evaluate()}
     finish(trainer, report, save=_save_finished)
 
 

@@ -4,12 +4,15 @@ A cache is a folder `<key>/` below `$ANYECG_CACHE` (default: `anyecg` in the cac
 
     signals.int16    all records one after the other, each (num_leads, num_samples), `step_mv` a step
     mask.uint8       attention masks in the same order, each (num_leads, num_patches)
-    records.parquet  one row a record: ids, fold, age, sex, weight, codes, lead_ids, num_samples, place in the maps
-    meta.json        extractor configuration, step, source, records that could not be prepared and why
+    records.parquet  one row a record: ids, fold, age, sex, weight, codes, lead_ids, num_samples, place in the maps, CRC-32
+                     of its signal and of its mask
+    meta.json        extractor configuration, step, source, records that could not be prepared and why, CRC-32 of
+                     records.parquet and of itself
 
 The key follows from the source files, the records chosen, the extractor's configuration and the preparation code, so
 a change of any of them prepares anew. The folder is written under another name and renamed when whole; one whose files are
-missing or cut is noticed at opening and prepared anew.
+missing, cut or (the two small ones) altered is noticed at opening and prepared anew. Signal and mask of a record are compared
+with their CRC-32 at each read: what a disk or a memory has altered since is an error, not a record to train on.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -42,7 +46,7 @@ from .corpora.entry import plausible_age
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 DEFAULT_RANGE_MV = 30.0  # of int16 where the extractor does not clip
 MAX_SHARE_UNREADABLE = 0.5
 MIN_RECORDS_FOR_PROCESSES = 64
@@ -175,8 +179,14 @@ def _fill_cache(folder: Path, entries, extractor, *, source: str, num_proc: int)
     meta = {
         "format": CACHE_FORMAT, "step_mv": step_mv, "source": source, "num_records": len(rows),
         "extractor": json.loads(_extractor_json(extractor)), "unreadable": unreadable,
+        "records_crc32": zlib.crc32((folder / "records.parquet").read_bytes()),
     }  # fmt: skip
+    meta["meta_crc32"] = _crc32_of_meta(meta)
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+
+
+def _crc32_of_meta(meta: dict) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _schema() -> pa.Schema:
@@ -186,6 +196,7 @@ def _schema() -> pa.Schema:
             ("record_id", text), ("patient_id", text), ("fold", pa.int8()), ("age", real), ("sex", text),
             ("weight", real), ("codes", pa.list_(text)), ("lead_ids", pa.list_(pa.int8())), ("num_samples", integer),
             ("num_patches", integer), ("signal_start", integer), ("mask_start", integer),
+            ("signal_crc32", pa.uint32()), ("mask_crc32", pa.uint32()),
         ]
     )  # fmt: skip
 
@@ -251,6 +262,8 @@ def _pack(entry: RecordEntry, record, features, step_mv: float) -> PreparedRecor
         "lead_ids": [int(lead) for lead in np.asarray(features["lead_ids"][0])],
         "num_samples": values.shape[1],
         "num_patches": mask.shape[1],
+        "signal_crc32": zlib.crc32(steps.tobytes()),
+        "mask_crc32": zlib.crc32(mask.tobytes()),
     }
     return PreparedRecord(steps, mask, row)
 
@@ -272,14 +285,19 @@ class RecordStore:
     """Prepared records of one cache folder, read by row without loading the whole.
 
     Raises:
-        DamagedCacheError: a file is missing, cannot be read, or has another size than its records need.
+        DamagedCacheError: a file is missing, cannot be read, or has another size than its records need; on reading a record:
+            its signal or mask is not as it was written.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         try:
             self.meta = json.loads((self.folder / "meta.json").read_text())
-            table = pq.read_table(self.folder / "records.parquet")
+            records = (self.folder / "records.parquet").read_bytes()
+            self._check_small_files(records)
+            table = pq.read_table(pa.BufferReader(records))
+        except DamagedCacheError:
+            raise
         except (OSError, ValueError) as error:  # pyarrow's are among them
             raise DamagedCacheError(f"{self.folder} is damaged ({error})") from error
         self.step_mv = float(self.meta["step_mv"])
@@ -288,6 +306,13 @@ class RecordStore:
         self._check_size("mask.uint8", "num_patches", bytes_each=1)
         self._lead_ids = [np.array(ids, dtype=np.int64) for ids in self.columns["lead_ids"]]
         self._maps: tuple[np.ndarray, np.ndarray] | None = None
+
+    def _check_small_files(self, records: bytes) -> None:
+        crc32 = self.meta.pop("meta_crc32", None)
+        if crc32 != _crc32_of_meta(self.meta):
+            raise DamagedCacheError(f"{self.folder / 'meta.json'} has another CRC-32 than when it was written")
+        if self.meta["records_crc32"] != zlib.crc32(records):
+            raise DamagedCacheError(f"{self.folder / 'records.parquet'} has another CRC-32 than when it was written")
 
     def _check_size(self, name: str, column: str, *, bytes_each: int) -> None:
         path = self.folder / name
@@ -307,12 +332,23 @@ class RecordStore:
     def steps(self, row: int) -> np.ndarray:
         """Return int16 `(num_leads, num_samples)`, `step_mv` millivolt a step: a view into the map."""
         shape = (len(self._lead_ids[row]), self.columns["num_samples"][row])
-        return _view(self._open()[0], self.columns["signal_start"][row], shape)
+        return self._checked(_view(self._open()[0], self.columns["signal_start"][row], shape), row, "signal")
 
     def mask(self, row: int) -> np.ndarray:
         """Return uint8 `(num_leads, num_patches)`, 1 = usable: a view into the map."""
         shape = (len(self._lead_ids[row]), self.columns["num_patches"][row])
-        return _view(self._open()[1], self.columns["mask_start"][row], shape)
+        return self._checked(_view(self._open()[1], self.columns["mask_start"][row], shape), row, "mask")
+
+    def _checked(self, values: np.ndarray, row: int, part: str) -> np.ndarray:
+        written, found = self.columns[f"{part}_crc32"][row], zlib.crc32(values)
+        if found != written:
+            path = self.folder / {"signal": "signals.int16", "mask": "mask.uint8"}[part]
+            raise DamagedCacheError(
+                f"Record {self.columns['record_id'][row]!r}: its {part} in the cache of prepared records, {path}, has the CRC-32 "
+                f"{found:08x}, it was written with {written:08x}: the file has been altered since (by the disk?). Remove the "
+                f"folder {self.folder} and run the same command again: the records are prepared anew."
+            )
+        return values
 
     def lead_ids(self, row: int) -> np.ndarray:
         return self._lead_ids[row]

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from .checkpointing import (
     RESULTS,
     check_arguments,
+    check_length,
     checkpoints_in,
     finished_steps,
     last_checkpoint,
@@ -23,13 +24,18 @@ from .checkpointing import (
     save_arguments,
     save_final,
     steps_of,
+    warn_of_other_software,
     what_is_damaged_of_the_end,
     write_end,
     write_json,
 )
+from .objectives import Objective
+from .run_inputs import describe_software
 from .trainer import AnyECGTrainer, require_finite
 
 logger = logging.getLogger(__name__)
+
+LENGTH_FREE_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau")
 
 
 def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
@@ -38,7 +44,7 @@ def run_training(trainer: AnyECGTrainer, *, arguments: Sequence) -> None:
     A run whose last checkpoint is at the last step is only loaded: it was stopped while its results were written.
     """
     logger.info(describe_processes(trainer))
-    checkpoint = _take_folder(trainer, _plain(arguments))
+    checkpoint = _take_folder(trainer, _plain(trainer, arguments))
     require_finite(
         trainer.model.state_dict().items(), when="before the first step", advice="Take another model for --init_from."
     )
@@ -63,6 +69,8 @@ def _take_folder(trainer: AnyECGTrainer, arguments: dict) -> str | None:
         trainer.folder_lock = lock_folder(output_dir)
         remove_leftovers(output_dir)
         checkpoint = last_checkpoint(output_dir)
+        if checkpoint is not None:
+            warn_of_other_software(output_dir, arguments["software"])
         save_arguments(output_dir, arguments)
     return broadcast_object_list([checkpoint])[0]
 
@@ -108,13 +116,15 @@ def is_finished(trainer: Trainer, arguments: Sequence) -> bool:
     """Return whether the run in the output folder has ended whole at the steps asked for, and say so.
 
     Raises:
-        ValueError: the run was started with other arguments, or its end is damaged and no checkpoint is left.
+        ValueError: the run was started with other arguments, from other content or for another length that matters, or its end
+            is damaged and no checkpoint is left.
     """
-    output_dir, plain = trainer.args.output_dir, _plain(arguments)
+    output_dir, plain = trainer.args.output_dir, _plain(trainer, arguments)
     newest = checkpoints_in(output_dir)[:1]
     if newest and int(newest[0].name.rpartition("-")[2]) >= trainer.args.max_steps > 0:
         del plain["num_processes"]  # only the results are to be written, which one process does
     check_arguments(output_dir, plain)
+    check_length(output_dir, plain["total_steps"], why_fixed=_why_the_length_is_fixed(trainer))
     done = finished_steps(output_dir)
     if done is None or done < total_steps(trainer):
         return False
@@ -145,12 +155,33 @@ def finish(trainer: AnyECGTrainer, report: dict, *, save: Callable = save_final)
     logger.info("finished: %s", output_dir)
 
 
-def _plain(arguments: Sequence) -> dict:
-    """Return all argument dataclasses as one dictionary (`TrainingArguments` masks its tokens), with the launch."""
+def describe_end(trainer: AnyECGTrainer) -> dict:
+    """Return how many steps a run has made and, with `--keep_best`, after which of them its weights are taken."""
+    return {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
+
+
+def _why_the_length_is_fixed(trainer: AnyECGTrainer) -> str | None:
+    """Return what in a step depends on how many steps the run will have, None where nothing does."""
+    args = trainer.args
+    if args.lr_scheduler_type not in LENGTH_FREE_SCHEDULES:
+        return f"--lr_scheduler_type {args.lr_scheduler_type.value}"
+    if 0 < args.warmup_steps < 1:
+        return f"--warmup_steps {args.warmup_steps}, a share of the run,"
+    if isinstance(trainer.model, Objective) and trainer.model.follows_length:
+        return f"objective {type(trainer.model).__name__}"
+    return None
+
+
+def _plain(trainer: AnyECGTrainer, arguments: Sequence) -> dict:
+    """Return all that a run follows from as one dictionary: the arguments (`TrainingArguments` masks its tokens), the launch,
+    the length, the content it starts from."""
     merged: dict = {}
     for instance in arguments:
         if isinstance(instance, TrainingArguments):
             merged |= instance.to_dict() | {"num_processes": instance.world_size}
         else:
             merged |= dataclasses.asdict(instance)
-    return merged
+    if trainer.best is not None:
+        merged["metric_for_best_model"] = trainer.best.name  # the library is told none
+    inputs = {"inputs": trainer.inputs, "software": describe_software()}
+    return merged | inputs | {"total_steps": total_steps(trainer)}

@@ -26,14 +26,14 @@ from .checkpointing import (
 )
 from .data import EpochSampler
 from .health import PatchRate, TensorBoard, refuse_collapse
-from .kept_weights import BestWeights, WeightAverage, write_weights
+from .kept_weights import BestWeights, Kept, WeightAverage, write_weights
 from .objectives import Objective
 
 logger = logging.getLogger(__name__)
 
 AVERAGE_FILE = "average.safetensors"
 BEST_FILE = "best.safetensors"
-TIMES = ("_runtime", "_per_second", "_preparation_time")  # figures of the machine, not of the model
+NO_FIGURES = ("_runtime", "_per_second", "_preparation_time", "epoch")  # of the machine and the run, not of the model
 MARGIN_BYTES = 2_000_000  # of a checkpoint beside its tensors: configuration, random states, log
 
 
@@ -48,6 +48,7 @@ class AnyECGTrainer(Trainer):
     Args:
         logged (sequence of `str`): fields of the model's output that are logged beside the loss, as means.
         floors: of logged figures, below which the run stops; see `health.refuse_collapse`.
+        inputs: SHA-256 of what the run starts from, by name; see `run_inputs.digest_inputs`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class AnyECGTrainer(Trainer):
         *,
         logged: Sequence[str] = (),
         floors: dict[str, tuple[float, str]] | None = None,
+        inputs: dict[str, str] | None = None,
         **kwargs,
     ):
         callbacks = []
@@ -65,6 +67,7 @@ class AnyECGTrainer(Trainer):
             callbacks.append(TensorBoard())
         super().__init__(model, args, callbacks=callbacks, **kwargs)
         self.floors, self._patch_rate = floors or {}, PatchRate()
+        self.inputs = inputs or {}
         _refuse_what_cannot_be_taken_up(self.args)
         self.best = None
         if self.args.keep_best:
@@ -182,14 +185,19 @@ class AnyECGTrainer(Trainer):
         ]
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Return the figures of the average of the weights, where there is one; without times, which never repeat."""
+        """Return the figures of the average of the weights, where there is one; without times, which never repeat,
+        and without the epoch, which is not that of the best weights."""
         with self.averaged_weights():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            metrics = {name: value for name, value in metrics.items() if not name.endswith(TIMES)}
+            metrics = {name: value for name, value in metrics.items() if not name.endswith(NO_FIGURES)}
             is_whole = metric_key_prefix == "eval"  # else one of several evaluation sets
-            if self.best is not None and self.is_in_train and is_whole:
+            if self.best is not None and self.is_in_train and is_whole and self.can_be_best():
                 self.best.note(self.model, metrics, step=self.state.global_step)
         return metrics
+
+    def can_be_best(self) -> bool:
+        """Return whether the model is by now one that the run may end with."""
+        return True
 
     def evaluate_last_step(self) -> None:
         """Evaluate the last weights where the evaluation interval did not end with them: they may be the best."""
@@ -225,7 +233,7 @@ class AnyECGTrainer(Trainer):
             finally:
                 self._unfinished = None
             if is_first:
-                for kept, file_name in self._kept_weights():
+                for kept, file_name in self.kept_state():
                     kept.save(folder / name / file_name)
             self.accelerator.wait_for_everyone()  # each process writes its own random state, or shard
             if is_first:
@@ -235,7 +243,7 @@ class AnyECGTrainer(Trainer):
 
     def require_finite(self) -> None:
         """Raise `NonFiniteError` where a number that a checkpoint would hold is NaN or infinite."""
-        kept = [(f"{file} {name}", value) for kept, file in self._kept_weights() for name, value in kept.values.items()]
+        kept = [(f"{file} {name}", value) for kept, file in self.kept_state() for name, value in kept.values.items()]
         require_finite(
             [*self.model.named_parameters(), *self.model.named_buffers(), *kept, *self._optimizer_values()],
             when=f"after step {self.state.global_step}",
@@ -249,17 +257,18 @@ class AnyECGTrainer(Trainer):
         return [(f"optimizer {key}", x) for state in states for key, x in state.items() if isinstance(x, torch.Tensor)]
 
     def _bytes_to_write(self) -> int:
-        kept = [value for kept, _ in self._kept_weights() for value in kept.values.values()]
+        kept = [value for kept, _ in self.kept_state() for value in kept.values.values()]
         optimizer = [value for _, value in self._optimizer_values()]
         values = [*self.model.parameters(), *self.model.buffers(), *kept, *optimizer]
         return sum(value.numel() * value.element_size() for value in values) + MARGIN_BYTES
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for kept, name in self._kept_weights():
+        for kept, name in self.kept_state():
             kept.load(Path(resume_from_checkpoint) / name)
 
-    def _kept_weights(self) -> list[tuple[WeightAverage | BestWeights, str]]:
+    def kept_state(self) -> list[tuple[Kept, str]]:
+        """Return what is kept beside model and optimizer, with the name of its file in a checkpoint."""
         pairs = [(self.average, AVERAGE_FILE), (self.best, BEST_FILE)]
         return [(kept, name) for kept, name in pairs if kept is not None]
 
@@ -275,12 +284,20 @@ class AnyECGTrainer(Trainer):
         self.model = self.model_wrapped = self._skeleton.to(self.args.device)
 
     def take_final_weights(self) -> None:
-        """Let the model hold the weights that the run ends with: the best, else the average, else the last."""
+        """Let the model be what the run ends with: the best, else with averaged weights, else the last.
+
+        From here on evaluations are of these weights, the average is given up.
+        """
         if self.best is not None and self.best.step is not None:
             logger.info("best %s on fold 9: %.4f at step %d", self.best.name, self.best.figure, self.best.step)
-            write_weights(self.model, self.best.values)
+            self.best.put_into(self.model)
         elif self.average is not None:
             write_weights(self.model, self.average.values)
+        if self.best is not None and self.best.step is None:
+            logger.warning(
+                "--keep_best: no evaluation gave a finite %s, the run ends with the last weights", self.best.name
+            )
+        self.average = None
 
 
 def _refuse_what_cannot_be_taken_up(args: TrainingArguments) -> None:
@@ -299,6 +316,11 @@ def _refuse_what_cannot_be_taken_up(args: TrainingArguments) -> None:
         raise ValueError(
             "--keep_best with --eval_on_start, or with --eval_strategy epoch and --save_strategy steps: a run taken up "
             "from a checkpoint would choose among other evaluations. Use the same strategy for both."
+        )
+    if args.keep_best and args.metric_for_best_model is None:
+        raise ValueError(
+            "--keep_best needs --metric_for_best_model: the name of a figure of the evaluation, such as loss, fve (quantizer) or "
+            "random_cross_entropy (masked codes); and --greater_is_better where its name does not tell."
         )
     if args.save_total_limit is not None and 0 < args.save_total_limit < MIN_CHECKPOINTS:
         logger.warning("--save_total_limit %d is raised to %d", args.save_total_limit, MIN_CHECKPOINTS)
@@ -372,6 +394,10 @@ class _StepCallback(TrainerCallback):
         torch.manual_seed(int(words[0]))
         if isinstance(self.trainer.model, Objective):
             self.trainer.model.progress = state.global_step / max(1, state.max_steps)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # whatever --logging_steps: floors are checked in the log, before the last save
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         gradients = [value.grad for value in self.trainer.model.parameters() if value.grad is not None]

@@ -23,11 +23,13 @@ class Objective(nn.Module, ABC):
         logged (sequence of `str`): keys of the output that are logged beside the loss.
         floors: of logged figures, below which what is learned has collapsed; see `training.health.refuse_collapse`.
         patterns (sequence of `str`): mask patterns that an evaluation goes through, see `training.masking`.
+        follows_length (`bool`): whether a step depends on `progress`, so that a run of another length is another run.
     """
 
     logged: Sequence[str] = ()
     floors: Mapping[str, tuple[float, str]] = {}
     patterns: Sequence[str] = ("random", "time", "lead")
+    follows_length = False
     model: PreTrainedModel
     progress = 0.0  # of the run, from 0 to 1: set before each step
 

@@ -31,6 +31,7 @@ class Contrastive(Objective):
     logged = ("loss_patches", "loss_records", "loss_diversity", "target_perplexity")
     floors = {"target_perplexity": (8.0, "Almost all patches have one target: lower the learning rate.")}
     patterns = ("span", "lead")
+    follows_length = True  # the temperature
 
     def __init__(self, model: AnyECGModel, *, temperature: float = 0.1):
         super().__init__()

@@ -28,6 +28,7 @@ class LatentPrediction(Objective):
     """
 
     logged = ("target_deviation",)
+    follows_length = True  # the teacher's decay
     floors = {
         "target_deviation": (
             0.05,
