@@ -551,3 +551,25 @@ def test_the_report_of_a_codebook_splits_the_patches_by_their_range():
     report = codebook_report(CodedPatches(patches, patches * (sizes > 0.5), np.arange(60) % 4), 8)
     assert report["fve_low_range"] < 0.1 and report["fve_high_range"] == pytest.approx(1)
     assert report["usage"] == 0.5 and report["biggest_code"] == 0.25
+
+
+def test_codes_are_learned_beside_age_sex_and_beats_and_all_are_evaluated(quantizer, cache, tmp_path):
+    _pretrain(tmp_path, cache, quantizer, "--demography_weight", "0.5", "--beat_weight", "3")
+    figures = json.loads((tmp_path / "results.json").read_text())["evaluation"]
+    for pattern in ("random", "time", "lead"):
+        for name in ("cross_entropy", "age_mae", "sex_accuracy", "beats_explained", "rhythm_explained"):
+            assert np.isfinite(figures[f"eval_{pattern}_{name}"])
+    history = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    logged = next(entry for entry in history if "loss_beats" in entry)
+    parts = logged["loss_codes"] + 0.5 * logged["loss_demography"] + 3 * logged["loss_beats"]
+    assert logged["loss"] == pytest.approx(parts, rel=1e-4)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--beat_weight", "-1"], "--beat_weight -1.0: accepted are 0"),
+    (["--objective", "latents", "--beat_weight", "1"], "--beat_weight belongs to --objective masked_codes"),
+    (["--objective", "latents", "--weight_average_decay", "0.9"], "teacher"),
+])  # fmt: skip
+def test_options_of_another_objective_are_refused(quantizer, cache, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        _pretrain(tmp_path, cache, quantizer, *options)

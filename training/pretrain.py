@@ -286,6 +286,11 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     Raises:
         ValueError: masked codes without a quantizer, a folder that is not one, or stored codes of something else.
     """
+    if objective_args.objective == "latents" and args.weight_average_decay:
+        raise ValueError(
+            "--weight_average_decay with --objective latents: the teacher, which the run ends with, is an average already. "
+            "Leave it out, or 0."
+        )
     codes = _stored_codes(objective_args, augmentation, data_args)
     extractor = _extractor(model_args, extractor_args, objective_args, codes)
     with args.main_process_first(desc="preparing records"):

@@ -57,6 +57,7 @@ def describe_run(folder: str | Path) -> dict:
     arguments = json.loads((folder / ARGUMENTS).read_text())
     steps = json.loads((folder / FINISHED).read_text())["steps"]
     batch_size = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+    batch_size *= arguments["num_processes"]
     return {"seed": arguments["seed"], "steps": steps, "batch_size": batch_size, "records_seen": steps * batch_size}
 
 
