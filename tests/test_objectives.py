@@ -111,6 +111,16 @@ def test_beats_add_their_loss_over_the_values_that_are_known():
     assert objective.count_items(batch)["beats"] == 11 * 80 and objective.count_items(batch)["rhythm"] == 12
 
 
+def test_the_losses_of_the_record_can_go_without_the_codes():
+    batch = _with_beats(_batch())
+    head = BeatHead(16, beat_statistics([batch]))
+    objective = _masked_codes(batch, record_heads={"beats": (0.5, head)}, code_weight=0.0)
+    outputs = objective(**batch)
+    assert outputs["loss"].item() == pytest.approx(0.5 * outputs["loss_beats"].item(), rel=1e-6)
+    outputs["loss"].backward()
+    assert not objective.model.code_head.weight.grad.any()
+
+
 def test_records_without_a_beat_give_a_finite_loss_and_no_gradient():
     batch = _with_beats(_batch())
     head = BeatHead(16, beat_statistics([batch]))

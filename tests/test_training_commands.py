@@ -567,6 +567,7 @@ def test_codes_are_learned_beside_age_sex_and_beats_and_all_are_evaluated(quanti
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--beat_weight", "-1"], "--beat_weight -1.0: accepted are 0"),
+    (["--code_weight", "0"], "leaves nothing to learn"),
     (["--objective", "latents", "--beat_weight", "1"], "--beat_weight belongs to --objective masked_codes"),
     (["--objective", "latents", "--weight_average_decay", "0.9"], "teacher"),
 ])  # fmt: skip

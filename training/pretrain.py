@@ -77,6 +77,9 @@ class ObjectiveArguments:
         default_factory=lambda: list(PATTERN_SHARES),
         metadata={"help": f"how often each pattern is drawn: {', '.join(PATTERNS)}"},
     )
+    code_weight: float = field(
+        default=1.0, metadata={"help": "masked codes: factor of their loss; 0 = only the losses of the whole record"}
+    )
     demography_weight: float = field(
         default=0.0, metadata={"help": "masked codes: factor of the loss of age and sex, predicted beside the codes"}
     )
@@ -91,13 +94,13 @@ class ObjectiveArguments:
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective {self.objective!r} is unknown. Accepted: {', '.join(OBJECTIVES)}.")
-        for name in ("demography_weight", "beat_weight"):
+        for name in ("code_weight", "demography_weight", "beat_weight"):
             value = getattr(self, name)
             if value < 0:
                 raise ValueError(f"--{name} {value}: accepted are 0 (without) and above.")
-            if value and self.objective != "masked_codes":
+            if value and name != "code_weight" and self.objective != "masked_codes":
                 raise ValueError(
-                    f"--{name} belongs to --objective masked_codes, not to {self.objective}: leave it out."
+                    f"--{name} belongs to --objective masked_codes, not to {self.objective}: set it to 0."
                 )
         if len(self.mask_shares) != len(PATTERNS) or min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
             raise ValueError(
@@ -210,7 +213,9 @@ def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCo
     heads = _record_heads(
         model.config.hidden_size, objective_args, args, _sample(train, objective_args.unigram_records), collator
     )
-    return MaskedCodes(model, quantizer, baselines, record_heads=heads)
+    if not objective_args.code_weight and not heads:
+        raise ValueError("--code_weight 0 leaves nothing to learn: give --demography_weight or --beat_weight.")
+    return MaskedCodes(model, quantizer, baselines, record_heads=heads, code_weight=objective_args.code_weight)
 
 
 def _record_heads(hidden_size, objective_args, args, sample, collator) -> dict[str, tuple[float, RecordHead]]:

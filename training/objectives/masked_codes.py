@@ -26,6 +26,7 @@ class MaskedCodes(Objective):
         baselines: of the training records, see `CodeBaselines`.
         record_heads: name to (factor, head) of losses that a record's mean state has beside its codes: `DemographyHead`,
             `BeatHead`.
+        code_weight (`float`): factor of the loss of the codes themselves; 0 = the record's losses alone.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class MaskedCodes(Objective):
         baselines: CodeBaselines,
         *,
         record_heads: Mapping[str, tuple[float, RecordHead]] | None = None,
+        code_weight: float = 1.0,
     ):
         super().__init__()
-        self.model, self.baselines = model, baselines
+        self.model, self.baselines, self.code_weight = model, baselines, code_weight
         record_heads = record_heads or {}
         self.record_heads = nn.ModuleDict({name: head for name, (_, head) in record_heads.items()})
         self.weights = {name: weight for name, (weight, _) in record_heads.items()}
@@ -58,7 +60,7 @@ class MaskedCodes(Objective):
         loss = mean_over(cross_entropy, where, num_items_in_batch and num_items_in_batch["hidden"])
         pooled = states.pooler_output
         parts = {f"loss_{name}": head(pooled, batch, num_items_in_batch) for name, head in self.record_heads.items()}
-        total = loss + sum(weight * parts[f"loss_{name}"] for name, weight in self.weights.items())
+        total = self.code_weight * loss + sum(weight * parts[f"loss_{name}"] for name, weight in self.weights.items())
         outputs = {"loss": total, "loss_codes": loss, **parts}
         if self.training:
             return outputs
