@@ -99,9 +99,7 @@ class ObjectiveArguments:
             if value < 0:
                 raise ValueError(f"--{name} {value}: accepted are 0 (without) and above.")
             if value and name != "code_weight" and self.objective != "masked_codes":
-                raise ValueError(
-                    f"--{name} belongs to --objective masked_codes, not to {self.objective}: set it to 0."
-                )
+                raise ValueError(f"--{name} belongs to --objective masked_codes, not to {self.objective}: set it to 0.")
         if len(self.mask_shares) != len(PATTERNS) or min(self.mask_shares) < 0 or abs(sum(self.mask_shares) - 1) > 1e-6:
             raise ValueError(
                 f"--mask_shares {self.mask_shares}: give a share for each of {', '.join(PATTERNS)}, together 1."

@@ -86,8 +86,9 @@ class MaskedCodes(Objective):
     def figures(self, sums):
         num, cross_entropy, hits, unigram, unigram_hits, copy_hits = sums[:, :6].sum(0).tolist()
         figures: dict[str, float] = {}
-        for head, part in zip(self.record_heads.values(), sums[:, 6:].split(RecordHead.NUM_SUMS, dim=1), strict=True):
-            figures |= head.figures(part)
+        for place, head in enumerate(self.record_heads.values()):
+            first = 6 + place * RecordHead.NUM_SUMS
+            figures |= head.figures(sums[:, first : first + RecordHead.NUM_SUMS])
         return figures | {
             "cross_entropy": cross_entropy / num,
             "accuracy": hits / num,
