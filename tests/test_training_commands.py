@@ -19,8 +19,10 @@ from tokenization.codebook_health import codebook_report, explained_variance, km
 from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
 from training.checkpointing import write_json
 from training.data import DataArguments
+from training.inference import predict_logits
 from training.kept_weights import BestWeights, WeightAverage
 from training.labels import build_task
+from training.metrics import class_auroc
 from training.trainer import AnyECGTrainer, NonFiniteError, layer_of
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
@@ -575,3 +577,25 @@ def test_codes_are_learned_beside_age_sex_and_beats_and_all_are_evaluated(quanti
 def test_options_of_another_objective_are_refused(quantizer, cache, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         _pretrain(tmp_path, cache, quantizer, *options)
+
+
+def test_a_head_can_start_as_a_linear_probe_of_the_backbone(backbone, cache, tmp_path):
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--head_start", "probe")
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    train = trainer.train_dataset
+    logits = predict_logits(trainer.model, train, trainer.data_collator)
+    frequent = train.targets.mean(0) > 0.2
+    assert frequent.any()
+    auroc = class_auroc(train.targets, logits)[frequent]
+    assert np.nanmean(auroc) > 0.9  # of a handful of records, which it has been fitted to
+    assert torch.equal(
+        AnyECGModel.from_pretrained(backbone).state_dict()["encoder.norm.weight"],
+        trainer.model.anyecg.encoder.norm.weight,
+    )
+
+
+def test_a_head_start_that_is_unknown_or_not_for_the_task_is_refused(backbone, cache, tmp_path):
+    with pytest.raises(ValueError, match="--head_start 'best' is unknown"):
+        _finetune(tmp_path, cache, "--head_start", "best")
+    with pytest.raises(ValueError, match="several labels at once; age"):
+        _finetune(tmp_path, cache, "--init_from", str(backbone), "--head_start", "probe", "--task", "age")

@@ -16,9 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, softmax
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 from transformers import AutoConfig, set_seed
 
 from anyecg_hf.modeling_anyecg import AnyECGModel
@@ -41,12 +38,10 @@ from .metrics import (
     superclass_metrics,
     task_metrics,
 )
+from .probe import LinearProbe
 from .splits import TRAIN_FOLDS, spread_order
 
 logger = logging.getLogger(__name__)
-
-# C of the logistic regression; the best on a tenth of the training records is taken
-PROBE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def task_of(config) -> Task:
@@ -135,39 +130,15 @@ def linear_probe(
     train: ECGDataset, held_out: ECGDataset, backbone: AnyECGModel, collator: ECGCollator, task: Task
 ) -> dict:
     """Return figures of logistic regressions, one a label, on the frozen mean-pooled states of `backbone`."""
-    scaler = StandardScaler()
-    train_features = scaler.fit_transform(embed_records(backbone, train, collator))
-    features = scaler.transform(embed_records(backbone, held_out, collator))
     targets = train.targets if task.problem_type == MULTI else np.eye(len(task.names))[train.targets.astype(int)]
-    strength = _best_strength(train_features, targets, task)
-    logits = _fit_probe(train_features, targets, features, strength)
+    probe = LinearProbe(embed_records(backbone, train, collator), targets)
+    logits = probe.logits(embed_records(backbone, held_out, collator))
     return {
         "num_train": len(train),
         "num_records": len(held_out),
-        "C": strength,
+        "C": probe.strength,
         **task_metrics(task, logits, held_out.targets),
     }
-
-
-def _best_strength(features: np.ndarray, targets: np.ndarray, task: Task) -> float:
-    """Return the C with the best macro AUROC on the last tenth of the training records."""
-    cut = len(features) * 9 // 10
-
-    def score(strength: float) -> float:
-        logits = _fit_probe(features[:cut], targets[:cut], features[cut:], strength)
-        return np.nan_to_num(mean_of_scored(class_auroc(targets[cut:], logits)))
-
-    return max(PROBE_STRENGTHS, key=score)
-
-
-def _fit_probe(features: np.ndarray, targets: np.ndarray, new_features: np.ndarray, strength: float) -> np.ndarray:
-    """Return decision values `(records, labels)` for `new_features`; 0 for labels with one outcome in training."""
-    logits = np.zeros((len(new_features), targets.shape[1]), dtype=np.float32)
-    for label in tqdm(range(targets.shape[1]), desc=f"probe, C {strength}", unit="label", leave=False):
-        if 0 < targets[:, label].sum() < len(targets):
-            probe = LogisticRegression(C=strength, max_iter=200).fit(features, targets[:, label])
-            logits[:, label] = probe.decision_function(new_features)
-    return logits
 
 
 def load_backbone(checkpoint: str, *, weights: str, seed: int) -> AnyECGModel:

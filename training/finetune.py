@@ -30,6 +30,7 @@ from .data import DataArguments, ECGDataset, load_splits, with_task
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
+from .probe import LinearProbe
 from .run_inputs import digest_inputs
 from .runs import describe_end, finish, is_finished, run_training
 from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
@@ -48,7 +49,18 @@ class TaskArguments:
             "help": "statements, superclass, superclass_single, subclass, diagnostic, form, rhythm, codes, age, sex"
         },
     )
+    head_start: str = field(
+        default="frequencies",
+        metadata={
+            "help": "frequencies: bias at the log odds of each label; probe: also weights, those of logistic regressions on "
+            "the records to train on, as the backbone is before the first step"
+        },
+    )
     min_positives: int = field(default=20, metadata={"help": "for --task codes: training records that a label needs"})
+
+    def __post_init__(self):
+        if self.head_start not in ("frequencies", "probe"):
+            raise ValueError(f"--head_start {self.head_start!r} is unknown. Accepted: frequencies, probe.")
 
 
 CONFIG_CLASS = AnyECGConfig
@@ -96,6 +108,29 @@ def start_head(classifier: torch.nn.Linear, task: Task, targets: np.ndarray) -> 
     classifier.bias.copy_(torch.as_tensor(bias, dtype=classifier.bias.dtype))
 
 
+def start_head_at_probe(
+    model: AnyECGForSequenceClassification, task: Task, train: ECGDataset, collator: ECGCollator
+) -> None:
+    """Let the head be a linear probe of the backbone as it is: fine-tuning then starts at the probe's figures.
+
+    Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
+
+    Raises:
+        ValueError: the task is not one of several labels at once.
+    """
+    if task.problem_type != MULTI:
+        raise ValueError(
+            f"--head_start probe is for tasks of several labels at once; {task.name} is {task.problem_type}."
+        )
+    classifier, model.classifier = model.classifier, torch.nn.Identity()
+    features = predict_logits(model, train, collator)  # what the head will see
+    model.classifier = classifier
+    probe = LinearProbe(features, train.targets)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.as_tensor(probe.weight))
+        classifier.bias.copy_(torch.as_tensor(probe.bias))
+
+
 def build_trainer(model_args, extractor_args, data_args, augmentation, task_args, args) -> tuple[AnyECGTrainer, Task]:
     """Return the trainer of one run and its task."""
     if model_args.init_from:
@@ -109,6 +144,8 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, task_args
     inputs = digest_inputs(train, held_out, init_from=model_args.init_from)
     set_seed(args.seed)
     model = build_model(model_args, task, train.targets)
+    if task_args.head_start == "probe":
+        start_head_at_probe(model, task, train, ECGCollator(extractor, window_seconds=data_args.window_seconds))
     scale = _target_scale(task, train)
     if scale is not None:
         train, held_out = standardised(train, *scale), standardised(held_out, *scale)
