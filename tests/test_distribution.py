@@ -22,7 +22,6 @@ import training.finetune
 import training.pretrain
 from anyecg_hf.modeling_anyecg import AnyECGModel
 from anyecg_hf.vector_quantizer import CosineVectorQuantizer
-from training.arguments import AnyECGTrainingArguments
 from training.data import EpochSampler
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
@@ -279,11 +278,6 @@ def test_an_epoch_takes_whole_batches_and_leaves_out_other_records_each_time():
 def test_too_few_records_for_a_batch_are_an_error_that_says_what_to_lower():
     with pytest.raises(ValueError, match="7 training records make no whole batch of 8 .*per_device_train_batch_size"):
         EpochSampler(7, seed=0, batch_size=8)
-
-
-def test_dropping_the_last_batch_of_the_library_is_refused():
-    with pytest.raises(ValueError, match="dataloader_drop_last"):
-        AnyECGTrainingArguments(dataloader_drop_last=True)
 
 
 def test_dead_codes_move_to_vectors_that_follow_from_the_number_of_restarts():

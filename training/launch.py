@@ -6,27 +6,42 @@ import dataclasses
 import os
 
 import torch
+from accelerate.utils import DynamoBackend, FullyShardedDataParallelPlugin
 from transformers import Trainer
+
+from .options import NO_COMPILING
 
 
 def check_launch(trainer: Trainer) -> None:
     """Refuse launches that would not do what they ask for.
 
     Raises:
-        ValueError: FSDP that does not shard or is version 1, or options that need whole weights beside shards.
+        ValueError: FSDP that does not shard, is version 1 or writes checkpoints in shards, options that need whole weights
+            beside shards, or compilation.
     """
     args = trainer.args
+    if trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        raise ValueError(f"ACCELERATE_DYNAMO_BACKEND: not accepted. {NO_COMPILING}")
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
         raise ValueError(
             f"FSDP is asked for, but accelerate does not shard {args.world_size} process(es) on {args.device.type}: it needs "
             "several GPUs. Start it without the FSDP configuration file."
         )
-    if trainer.is_fsdp_enabled and (version := trainer.accelerator.state.fsdp_plugin.fsdp_version) != 2:
-        raise ValueError(f"FSDP version {version}: accepted is 2. Take training/recipes/fsdp2.yaml.")
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(trainer.accelerator.state.fsdp_plugin)
     if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (trainer.average or trainer.best):
         raise ValueError(
             "--weight_average_decay and --keep_best keep whole copies of the weights, which FSDP and DeepSpeed cut into "
             "shards. Set them to 0 and False, or start without the configuration file of FSDP or DeepSpeed."
+        )
+
+
+def _check_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
+    form = plugin.state_dict_type.name
+    if plugin.fsdp_version != 2 or form != "FULL_STATE_DICT":
+        raise ValueError(
+            f"FSDP version {plugin.fsdp_version} with state_dict_type {form}: accepted are version 2 and FULL_STATE_DICT, as in "
+            "training/recipes/fsdp2.yaml."
         )
 
 

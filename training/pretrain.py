@@ -143,10 +143,10 @@ def code_baselines(
 
 def build_model(model_args: ModelArguments, objective: str, **overrides) -> PreTrainedModel:
     """Return the model that the objective trains, from `init_from` or new."""
-    model_class = OBJECTIVES[objective]
+    model_class, overrides = OBJECTIVES[objective], model_args.overrides() | overrides
     if model_args.init_from:
         return model_class.from_pretrained(model_args.init_from, new_head=True, **overrides)
-    return model_class(AnyECGConfig.from_preset(model_args.preset, **{**model_args.overrides(), **overrides}))
+    return model_class(AnyECGConfig.from_preset(model_args.preset, **overrides))
 
 
 def build_objective(model_args, objective_args, args, *, train: ECGDataset, collator: ECGCollator) -> Objective:
@@ -224,11 +224,12 @@ def _stored_codes(objective_args, augmentation, data_args) -> StoredCodes | None
 def _extractor(model_args, extractor_args, objective_args, codes) -> AnyECGFeatureExtractor:
     """Return the extractor of the codes, the quantizer or of the weights to start from, else a new one."""
     if codes is not None:
-        return codes.origin.make_extractor()
+        return extractor_args.inherited(codes.origin.make_extractor(), f"--codes {codes.folder}")
     if objective_args.objective == "masked_codes":
-        return load_extractor(_quantizer_folder(objective_args))
+        folder = _quantizer_folder(objective_args)
+        return extractor_args.inherited(load_extractor(folder), f"--quantizer {folder}")
     if model_args.init_from:
-        return load_extractor(model_args.init_from)
+        return extractor_args.inherited(load_extractor(model_args.init_from), f"--init_from {model_args.init_from}")
     config = AnyECGConfig.from_preset(model_args.preset, **model_args.overrides())
     return AnyECGFeatureExtractor(
         sampling_rate=config.sampling_rate, patch_size=config.patch_size, **vars(extractor_args)
