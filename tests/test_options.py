@@ -1,14 +1,16 @@
 """training.options: what the library takes and these runs do not is refused, with what to do instead."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import TrainingArguments
 
 from training.arguments import AnyECGTrainingArguments
-from training.options import ACCEPTED, OPTIMIZERS, SCHEDULES
+from training.options import ACCEPTED, OPTIMIZERS, SCHEDULES, refuse_deepspeed_stage
 from training.trainer import AnyECGTrainer
 
 GIVEN = {
@@ -49,6 +51,18 @@ def test_several_gpus_in_one_process_are_refused_with_the_two_ways_to_start(monk
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
     with pytest.raises(ValueError, match="sees 4 GPUs.*--multi_gpu --num_processes 4.*CUDA_VISIBLE_DEVICES=0"):
         AnyECGTrainingArguments()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_with_the_weights_in_shards_is_refused_whoever_asks_for_it(stage):
+    """The teacher of latents never moved, and the run ended with the weights that it had started with."""
+    args = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+    with (
+        pytest.raises(ValueError, match="DeepSpeed stage 3: not accepted.*deepspeed_zero2.json")
+        if stage == 3
+        else nullcontext()
+    ):
+        refuse_deepspeed_stage(args)
 
 
 class _Line(torch.nn.Module):

@@ -366,6 +366,21 @@ def test_training_stops_at_a_gradient_that_is_not_finite_before_it_is_applied(tm
     assert torch.equal(trainer.model.weight.detach(), torch.ones(2))
 
 
+def test_contrast_by_deepspeed_in_bf16_is_refused_before_anything_is_read(tmp_path, cache):
+    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, "--objective", "contrastive", "--bf16", "True")
+    instances = parse_recipe(argv, training.pretrain.ARGUMENTS)
+    instances[-1].deepspeed_plugin = object()
+    with pytest.raises(ValueError, match="contrastive by DeepSpeed in bf16: not accepted.*FSDP2"):
+        training.pretrain.build_trainer(*instances)
+
+
+def test_samples_stay_in_float32_under_deepspeed_of_which_codes_are_made(tmp_path):
+    """The library casts them to bf16 there; the third step's loss was another than with stored codes."""
+    trainer = _line_trainer(tmp_path, zero_at=0)
+    trainer.is_deepspeed_enabled = True
+    assert trainer._prepare_inputs({"input_values": torch.ones(2)})["input_values"].dtype == torch.float32
+
+
 def test_a_user_error_ends_the_command_with_one_line_and_code_one(monkeypatch, capsys):
     from training.commands import run_command
 

@@ -20,7 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
 from .checkpointing import project_path
-from .options import refuse_accelerator_options, refuse_data_parallel, refuse_options
+from .options import refuse_accelerator_options, refuse_data_parallel, refuse_deepspeed_stage, refuse_options
 
 
 @dataclass
@@ -57,6 +57,7 @@ class AnyECGTrainingArguments(TrainingArguments):
         super().__post_init__()
         refuse_accelerator_options(self)
         refuse_data_parallel(self)
+        refuse_deepspeed_stage(self)
 
 
 @dataclass

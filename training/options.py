@@ -42,7 +42,7 @@ ACCEPTED = {
     "eval_use_gather_object": ((False,), _OF_THE_METRICS),
     "fp16": ((False,), "A gradient that overflows ends a run here, and fp16 lets it overflow by design. Take --bf16 True."),
     "fp16_full_eval": ((False,), _FULL_EVAL),
-    "fsdp": ((None, "", False), _NO_FSDP),
+    "fsdp": ((None, "", False, []), _NO_FSDP),
     "fsdp_config": ((None,), _NO_FSDP),
     "include_for_metrics": (([],), _OF_THE_METRICS),
     "include_num_input_tokens_seen": (("no", False), "The log holds patches_per_second: leave it out."),
@@ -117,4 +117,19 @@ def refuse_data_parallel(args: TrainingArguments) -> None:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs. Start one process a GPU, `accelerate launch --multi_gpu --num_processes "
             f"{args.n_gpu} -m MODULE RECIPE ...`, or show it a single one: `CUDA_VISIBLE_DEVICES=0 python -m MODULE RECIPE ...`."
+        )
+
+
+def refuse_deepspeed_stage(args: TrainingArguments) -> None:
+    """Refuse DeepSpeed with the weights themselves in shards: what reads or moves weights here finds none.
+
+    Raises:
+        ValueError: stage 3.
+    """
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            "DeepSpeed stage 3: not accepted. The teacher of --objective latents would stay as it started, and --quantizer and "
+            "--init_from could not be read. Take training/recipes/deepspeed_zero2.json, or FSDP2 "
+            "(training/recipes/fsdp2.yaml), which cuts the weights too."
         )

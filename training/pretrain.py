@@ -240,8 +240,10 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     """Return the trainer of one run.
 
     Raises:
-        ValueError: masked codes without a quantizer, a folder that is not one, or stored codes of something else.
+        ValueError: masked codes without a quantizer, a folder that is not one, stored codes of something else, or contrastive
+            by DeepSpeed in bf16.
     """
+    _refuse_contrast_by_deepspeed(objective_args, args)
     codes = _stored_codes(objective_args, augmentation, data_args)
     extractor = _extractor(model_args, extractor_args, objective_args, codes)
     with args.main_process_first(desc="preparing records"):
@@ -259,6 +261,14 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
         objective, args, data_collator=collator, train_dataset=train, processing_class=extractor,
         eval_dataset={pattern: FixedPattern(held_out, pattern) for pattern in objective.patterns},
     )  # fmt: skip
+
+
+def _refuse_contrast_by_deepspeed(objective_args, args) -> None:
+    if objective_args.objective == "contrastive" and args.bf16 and args.deepspeed_plugin is not None:
+        raise ValueError(
+            "--objective contrastive by DeepSpeed in bf16: not accepted, its targets are computed in float32 and DeepSpeed makes "
+            "all weights bf16. Leave --bf16 or --deepspeed out, or take FSDP2 (training/recipes/fsdp2.yaml)."
+        )
 
 
 def _sample(dataset: ECGDataset, num_records: int) -> ECGDataset:

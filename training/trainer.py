@@ -106,6 +106,10 @@ class AnyECGTrainer(Trainer):
             )
         return loss
 
+    def _prepare_input(self, data):
+        """Under DeepSpeed the library casts samples to the type of the weights: codes would be those of rounded samples."""
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
     def autocast_smart_context_manager(self, cache_enabled=True):
         """Accelerate wraps a whole model's forward in autocast, and not that of a model in shards of FSDP2."""
         return self.accelerator.autocast() if self.is_fsdp_enabled else super().autocast_smart_context_manager()
