@@ -403,9 +403,15 @@ def test_a_data_worker_that_is_killed_ends_the_run_with_advice(starter, output_d
     assert same_end(output_dir, starter.whole("finetune"))
 
 
+def _listen_to_ctrl_c():
+    """A suite that runs in the background has it ignored, and so have the processes that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_one_line(starter, output_dir, number, code):
-    run = starter.start("finetune", output_dir, "--dataloader_num_workers", "2", "--max_steps", "5000")
+    options = ("--dataloader_num_workers", "2", "--max_steps", "5000")
+    run = starter.start("finetune", output_dir, *options, prepare=_listen_to_ctrl_c)
     while not output_dir.exists() and run.process.exitcode is None:
         time.sleep(0.01)
     time.sleep(0.3)

@@ -28,6 +28,7 @@ from .health import PatchRate, TensorBoard, refuse_collapse
 from .kept_weights import BestWeights, WeightAverage, write_weights
 from .launch import check_launch, keep_float32_beside_shards
 from .objectives import Objective
+from .stopping import stop_if_asked
 
 logger = logging.getLogger(__name__)
 
@@ -360,7 +361,11 @@ class _StepCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_data_epoch(int(state.epoch or 0))
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        stop_if_asked()
+
     def on_step_begin(self, args, state, control, **kwargs):
+        stop_if_asked()
         # dropout of a step follows from (seed, step, process): what was drawn between steps (by a loader, by an
         # evaluation) before or after a restart does not matter
         words = np.random.SeedSequence((args.seed, state.global_step, args.process_index)).generate_state(1, np.uint64)
