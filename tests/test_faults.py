@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import training.finetune
-from benchmarks.fault_runs import PATIENCE, Starter, kill_in_save, same_end
+from benchmarks.fault_runs import PATIENCE, Starter, kill_in_save, newest_step, same_end, step_begun_at
+from benchmarks.faults import is_right, table
 from training import checkpointing
 from training.arguments import AnyECGTrainingArguments
 from training.checkpointing import SaveError, check_arguments, last_checkpoint, lock_folder, name_checkpoint
@@ -61,12 +62,34 @@ def test_a_run_killed_in_a_save_and_at_its_end_ends_with_the_same_bits(starter, 
     for number in (2, 3):
         run = starter.start(stage, output_dir, "--dataloader_num_workers", workers)
         assert kill_in_save(run, output_dir, number=number, delay=0.003)
+    newest = newest_step(output_dir)
     run = starter.run(stage, output_dir, "--dataloader_num_workers", workers)
     assert run.process.exitcode == 0, run.said()
+    assert newest == step_begun_at(run.said()) is not None
     assert same_end(output_dir, whole)
     if stage == "quantizer":  # dead codes were moved, which is random, and their count is in the checkpoint
         assert load_file(whole / "model.safetensors")["vector_quantizer.num_restarts"] > 0
     assert not list(output_dir.glob(".unfinished-*")) and len(list(output_dir.glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.parametrize(("said", "step"), [
+    ("INFO training.runs: going on from /out/killed-2/checkpoint-4, step 4\n", 4),
+    ("INFO training.runs: training was complete at /out/checkpoint-8, step 8\n", 8),
+    ("INFO training.runs: /out is finished (8 steps): nothing to do.\n", 8),
+    ("INFO training.runs: one process on cpu, weights whole\n", None),
+])  # fmt: skip
+def test_the_log_of_a_run_says_where_it_went_on(said, step):
+    assert step_begun_at(said) == step
+
+
+def test_a_trial_that_trained_from_the_start_again_is_not_right(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-10", ".unfinished-checkpoint-12"):
+        (tmp_path / name).mkdir()
+    assert newest_step(tmp_path) == 10 and newest_step(tmp_path / "checkpoint-2") is None
+    old = {"stage": "finetune", "workers": 0, "kills": {"random": 1, "save": 1}, "exact": True}
+    anew = old | {"newest_checkpoint": 2, "begun_at": None}
+    assert is_right(old) and is_right(anew | {"begun_at": 2}) and not is_right(anew)
+    assert table([old, anew, anew | {"begun_at": 2}]).splitlines()[-1].endswith("| 6 of 6 | 1 of 2 |")
 
 
 def test_a_run_killed_while_its_model_is_moved_in_place_is_no_finished_run(starter, unfinished):
