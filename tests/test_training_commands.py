@@ -366,11 +366,12 @@ def test_training_stops_at_a_gradient_that_is_not_finite_before_it_is_applied(tm
     assert torch.equal(trainer.model.weight.detach(), torch.ones(2))
 
 
-def test_contrast_by_deepspeed_in_bf16_is_refused_before_anything_is_read(tmp_path, cache):
-    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, "--objective", "contrastive", "--bf16", "True")
+@pytest.mark.parametrize("objective", ["contrastive", "latents"])
+def test_deepspeed_in_bf16_is_refused_where_weights_must_be_float32(tmp_path, cache, objective):
+    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, "--objective", objective, "--bf16", "True")
     instances = parse_recipe(argv, training.pretrain.ARGUMENTS)
     instances[-1].deepspeed_plugin = object()
-    with pytest.raises(ValueError, match="contrastive by DeepSpeed in bf16: not accepted.*FSDP2"):
+    with pytest.raises(ValueError, match=f"{objective} by DeepSpeed in bf16: not accepted.*FSDP2"):
         training.pretrain.build_trainer(*instances)
 
 

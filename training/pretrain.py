@@ -48,6 +48,10 @@ OBJECTIVES = {
     "contrastive": AnyECGModel,
     "latents": AnyECGModel,
 }  # and the model that each trains
+NEEDS_FLOAT32_WEIGHTS = {
+    "contrastive": "its targets are computed in float32",
+    "latents": "a step moves its teacher by less than bf16 can hold",
+}
 
 
 @dataclass
@@ -240,10 +244,10 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     """Return the trainer of one run.
 
     Raises:
-        ValueError: masked codes without a quantizer, a folder that is not one, stored codes of something else, or contrastive
-            by DeepSpeed in bf16.
+        ValueError: masked codes without a quantizer, a folder that is not one, stored codes of something else, or an
+            objective that DeepSpeed cannot train in bf16.
     """
-    _refuse_contrast_by_deepspeed(objective_args, args)
+    _refuse_bf16_by_deepspeed(objective_args, args)
     codes = _stored_codes(objective_args, augmentation, data_args)
     extractor = _extractor(model_args, extractor_args, objective_args, codes)
     with args.main_process_first(desc="preparing records"):
@@ -263,11 +267,12 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     )  # fmt: skip
 
 
-def _refuse_contrast_by_deepspeed(objective_args, args) -> None:
-    if objective_args.objective == "contrastive" and args.bf16 and args.deepspeed_plugin is not None:
+def _refuse_bf16_by_deepspeed(objective_args, args) -> None:
+    reason = NEEDS_FLOAT32_WEIGHTS.get(objective_args.objective)
+    if reason and args.bf16 and args.deepspeed_plugin is not None:
         raise ValueError(
-            "--objective contrastive by DeepSpeed in bf16: not accepted, its targets are computed in float32 and DeepSpeed makes "
-            "all weights bf16. Leave --bf16 or --deepspeed out, or take FSDP2 (training/recipes/fsdp2.yaml)."
+            f"--objective {objective_args.objective} by DeepSpeed in bf16: not accepted. DeepSpeed makes all weights bf16, and "
+            f"{reason}. Leave --bf16 or --deepspeed out, or take FSDP2 (training/recipes/fsdp2.yaml)."
         )
 
 
