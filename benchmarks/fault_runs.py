@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -121,6 +122,18 @@ def same_end(folder: Path, other: Path) -> bool:
     return all((folder / name).is_file() for name in RESULTS) and all(
         (folder / name).read_bytes() == (other / name).read_bytes() for name in RESULTS
     )
+
+
+def newest_step(output_dir: Path) -> int | None:
+    """Return the step that the next run must go on from: that of the newest folder named as a checkpoint, if there is one."""
+    steps = [int(path.name.rpartition("-")[2]) for path in output_dir.glob("checkpoint-*")]
+    return max(steps, default=None)
+
+
+def step_begun_at(said: str) -> int | None:
+    """Return the step that a run has gone on from, by what it said; None where it began at the start."""
+    match = re.search(r"(?:going on from|training was complete at) .*, step (\d+)|is finished \((\d+) steps\)", said)
+    return None if match is None else int(match[1] or match[2])
 
 
 def kill_at(run: Run, moment: float) -> bool:

@@ -2,6 +2,9 @@
 
     python -m benchmarks.faults --kills 200 [--out benchmarks/results]        about half an hour on one core
 
+A run that trained from the start again would end with the same bits, too: each trial also compares the step that its last run
+says it goes on from with the newest checkpoint that the kills have left.
+
 The smoke recipes with very small networks, dropout and random alterations of the records, with 0 and 2 data workers in turn.
 Half of the kills come at a uniformly random moment of a run, half while something is being written: the output folder is
 watched, and a random moment after an unfinished checkpoint or final model appears in it is chosen. Each trial is killed up to
@@ -24,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .fault_runs import COMMANDS, Starter, kill_at, kill_in_save, same_end
+from .fault_runs import COMMANDS, Starter, kill_at, kill_in_save, newest_step, same_end, step_begun_at
 
 
 def trial(starter: Starter, stage: str, workers: int, seconds: float, rng: np.random.Generator) -> dict:
@@ -42,10 +45,19 @@ def trial(starter: Starter, stage: str, workers: int, seconds: float, rng: np.ra
         kills[kind] += killed
         if not killed:  # it has ended: there is nothing more to kill
             break
+    newest = newest_step(output_dir)
     run = starter.run(stage, output_dir, *options)
-    exact = run.process.exitcode == 0 and same_end(output_dir, starter.whole(stage))
-    result = {"stage": stage, "workers": workers, "kills": kills, "exact": exact, "exit_code": run.process.exitcode}
-    return result if exact else result | {"said": run.said()[-2000:]}
+    result = {
+        "stage": stage, "workers": workers, "kills": kills, "exit_code": run.process.exitcode,
+        "newest_checkpoint": newest, "begun_at": step_begun_at(run.said()),
+        "exact": run.process.exitcode == 0 and same_end(output_dir, starter.whole(stage)),
+    }  # fmt: skip
+    return result if is_right(result) else result | {"said": run.said()[-2000:]}
+
+
+def is_right(trial: dict) -> bool:
+    """Return whether a trial ended with the right bits, and went on from the newest checkpoint where that was looked at."""
+    return trial["exact"] and trial.get("begun_at") == trial.get("newest_checkpoint")
 
 
 def table(trials: list[dict]) -> str:
@@ -55,10 +67,11 @@ def table(trials: list[dict]) -> str:
         "",
         f"CPU, PyTorch {version('torch')}, Transformers {version('transformers')}, Python {platform.python_version()}, "
         "one core. Each run was killed up to three times, then run to its end; exact: weights, configuration and results "
-        "have the bits of the run that was left alone. Command: `python -m benchmarks.faults --kills 200`.",
+        "have the bits of the run that was left alone; taken up: the last run went on from the newest checkpoint (of the runs "
+        "of which that was looked at). Command: `python -m benchmarks.faults --kills 200`.",
         "",
-        "| stage | workers | runs | kills at a random moment | kills in a save | exact runs | kills in exact runs |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| stage | workers | runs | kills at a random moment | kills in a save | exact runs | kills in exact runs | taken up |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for stage, workers in sorted({(trial["stage"], trial["workers"]) for trial in trials}):
         lines.append(
@@ -71,7 +84,9 @@ def _row(trials: list[dict], name: str) -> str:
     random, save = (sum(trial["kills"][kind] for trial in trials) for kind in ("random", "save"))
     exact = [trial for trial in trials if trial["exact"]]
     kills = sum(sum(trial["kills"].values()) for trial in exact)
-    return f"| {name} | {len(trials)} | {random} | {save} | {len(exact)} | {kills} of {random + save} |"
+    seen = [trial["begun_at"] == trial["newest_checkpoint"] for trial in trials if "begun_at" in trial]
+    counts = f"{len(trials)} | {random} | {save} | {len(exact)} | {kills} of {random + save}"
+    return f"| {name} | {counts} | {sum(seen)} of {len(seen)} |"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -101,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
             with open(stored, "a") as file:
                 file.write(json.dumps(result) + "\n")
             (args.out / "faults.md").write_text(table(trials))
-            print(done, stage, workers, result["kills"], "exact" if result["exact"] else result["said"], flush=True)
+            print(done, stage, workers, result["kills"], "right" if is_right(result) else result["said"], flush=True)
     print(table(trials))
 
 

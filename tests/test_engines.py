@@ -147,8 +147,13 @@ def test_ray_that_is_not_installed_is_said_with_what_to_type(source, tmp_path, m
         build_corpus(CORPUS, source, tmp_path / "out", engine="ray")
 
 
-def started(source, out):
-    """Start the command with two workers and return it once they have written two shards."""
+def listen_to_ctrl_c():
+    """A suite that runs in the background has it ignored, and so have the processes that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def started(source, out, *, prepare=listen_to_ctrl_c):
+    """Start the command with two workers and return it once they have written two shards; `prepare` runs in it first."""
     options = ["--num_proc", "2", "--shard_megabytes", str(TINY_SHARDS)]
     command = [
         sys.executable,
@@ -168,6 +173,7 @@ def started(source, out):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=prepare,
     )
     deadline = time.monotonic() + 120
     while len(list(out.glob("reports/*/*.json"))) < 2:
@@ -194,6 +200,18 @@ def test_ctrl_c_ends_a_build_at_once_and_the_next_one_goes_on(source, expected, 
     assert build.returncode == 1 and "Traceback" not in said
     assert said.strip().splitlines()[-1] == "interrupted; the same command goes on where it was"
     assert_goes_on(source, tmp_path, expected)
+
+
+def ignore_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_a_build_in_the_background_and_its_workers_do_not_hear_ctrl_c(source, expected, tmp_path):
+    build = started(source, tmp_path, prepare=ignore_ctrl_c)
+    os.killpg(build.pid, signal.SIGINT)
+    _, said = build.communicate(timeout=120)
+    assert build.returncode == 0, said
+    assert files_of(tmp_path) == expected
 
 
 def test_a_killed_build_takes_its_workers_along_and_the_next_one_goes_on(source, expected, tmp_path):

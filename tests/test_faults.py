@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import training.finetune
-from benchmarks.fault_runs import PATIENCE, Starter, kill_in_save, same_end
+from benchmarks.fault_runs import PATIENCE, Starter, kill_in_save, newest_step, same_end, step_begun_at
+from benchmarks.faults import is_right, table
 from training import checkpointing
 from training.arguments import AnyECGTrainingArguments
 from training.checkpointing import (
@@ -70,12 +71,34 @@ def test_a_run_killed_in_a_save_and_at_its_end_ends_with_the_same_bits(starter, 
     for number in (2, 3):
         run = starter.start(stage, output_dir, "--dataloader_num_workers", workers)
         assert kill_in_save(run, output_dir, number=number, delay=0.003)
+    newest = newest_step(output_dir)
     run = starter.run(stage, output_dir, "--dataloader_num_workers", workers)
     assert run.process.exitcode == 0, run.said()
+    assert newest == step_begun_at(run.said()) is not None
     assert same_end(output_dir, whole)
     if stage == "quantizer":  # dead codes were moved, which is random, and their count is in the checkpoint
         assert load_file(whole / "model.safetensors")["vector_quantizer.num_restarts"] > 0
     assert not list(output_dir.glob(".unfinished-*")) and len(list(output_dir.glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.parametrize(("said", "step"), [
+    ("INFO training.runs: going on from /out/killed-2/checkpoint-4, step 4\n", 4),
+    ("INFO training.runs: training was complete at /out/checkpoint-8, step 8\n", 8),
+    ("INFO training.runs: /out is finished (8 steps): nothing to do.\n", 8),
+    ("INFO training.runs: one process on cpu, weights whole\n", None),
+])  # fmt: skip
+def test_the_log_of_a_run_says_where_it_went_on(said, step):
+    assert step_begun_at(said) == step
+
+
+def test_a_trial_that_trained_from_the_start_again_is_not_right(tmp_path):
+    for name in ("checkpoint-2", "checkpoint-10", ".unfinished-checkpoint-12"):
+        (tmp_path / name).mkdir()
+    assert newest_step(tmp_path) == 10 and newest_step(tmp_path / "checkpoint-2") is None
+    old = {"stage": "finetune", "workers": 0, "kills": {"random": 1, "save": 1}, "exact": True}
+    anew = old | {"newest_checkpoint": 2, "begun_at": None}
+    assert is_right(old) and is_right(anew | {"begun_at": 2}) and not is_right(anew)
+    assert table([old, anew, anew | {"begun_at": 2}]).splitlines()[-1].endswith("| 6 of 6 | 1 of 2 |")
 
 
 def test_a_run_killed_while_its_model_is_moved_in_place_is_no_finished_run(starter, unfinished):
@@ -528,9 +551,15 @@ def test_a_data_worker_that_is_killed_ends_the_run_with_advice(starter, output_d
     assert same_end(output_dir, starter.whole("finetune"))
 
 
+def _listen_to_ctrl_c():
+    """A suite that runs in the background has it ignored, and so have the processes that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_with_one_line(starter, output_dir, number, code):
-    run = starter.start("finetune", output_dir, "--dataloader_num_workers", "2", "--max_steps", "5000")
+    options = ("--dataloader_num_workers", "2", "--max_steps", "5000")
+    run = starter.start("finetune", output_dir, *options, prepare=_listen_to_ctrl_c)
     while not output_dir.exists() and run.process.exitcode is None:
         time.sleep(0.01)
     time.sleep(0.3)

@@ -266,6 +266,35 @@ def test_the_command_line_wins_over_the_recipe(tmp_path):
     assert data.data == ["c"] and model.overrides() == {"hidden_size": 8}
 
 
+def test_a_preset_beside_weights_to_start_from_is_refused_unless_it_is_the_recipes(tmp_path):
+    recipe, classes = str(RECIPES / "smoke_finetune.yaml"), training.finetune.ARGUMENTS
+    assert parse_recipe([recipe, "--init_from", "DIR"], classes)[0].init_from == "DIR"
+    with pytest.raises(ValueError, match="--preset beside --init_from.*bring their own network.*--config"):
+        parse_recipe([recipe, "--init_from", "DIR", "--preset", "base"], classes)
+    (tmp_path / "recipe.yaml").write_text("init_from: DIR\npreset: tiny\n")
+    with pytest.raises(ValueError, match="--preset beside --init_from"):
+        parse_recipe([str(tmp_path / "recipe.yaml")], classes)
+
+
+@pytest.mark.parametrize("module", [tokenization.train, training.pretrain, training.finetune])
+def test_a_filter_other_than_that_of_the_weights_to_start_from_is_refused(module, quantizer, cache, tmp_path):
+    stage = {tokenization.train: "quantizer", training.pretrain: "pretrain", training.finetune: "finetune"}[module]
+    source = "--quantizer" if module is training.pretrain else "--init_from"
+    argv = _argv(f"smoke_{stage}.yaml", tmp_path, cache, source, str(quantizer), "--lowcut_hz", "2.0", network={})
+    with pytest.raises(ValueError, match=f"--lowcut_hz 2.0: {source} .* brings its own extractor, with lowcut_hz 0.5"):
+        module.main(argv)
+
+
+def test_a_configuration_is_changed_beside_weights_to_start_from(quantizer, backbone, cache, tmp_path):
+    argv = _argv("smoke_quantizer.yaml", tmp_path, cache, "--init_from", str(quantizer), network={"ema_decay": 0.5})
+    trainer = tokenization.train.build_trainer(*parse_recipe(argv, tokenization.train.ARGUMENTS))
+    assert trainer.model.config.ema_decay == 0.5
+    model = training.pretrain.build_model(
+        ModelArguments(init_from=str(backbone), config='{"hidden_dropout": 0.3}'), "masked_waveform"
+    )
+    assert model.config.hidden_dropout == 0.3
+
+
 def test_a_command_without_a_recipe_says_how_to_give_one(tmp_path):
     with pytest.raises(ValueError, match="first argument must be a recipe"):
         parse_recipe(["--max_steps", "3"], (AnyECGTrainingArguments,))
@@ -339,6 +368,22 @@ def test_training_stops_at_a_gradient_that_is_not_finite_before_it_is_applied(tm
     with pytest.raises(NonFiniteError, match="gradient of step 1"):
         trainer.train()
     assert torch.equal(trainer.model.weight.detach(), torch.ones(2))
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "latents"])
+def test_deepspeed_in_bf16_is_refused_where_weights_must_be_float32(tmp_path, cache, objective):
+    argv = _argv("smoke_pretrain.yaml", tmp_path, cache, "--objective", objective, "--bf16", "True")
+    instances = parse_recipe(argv, training.pretrain.ARGUMENTS)
+    instances[-1].deepspeed_plugin = object()
+    with pytest.raises(ValueError, match=f"{objective} by DeepSpeed in bf16: not accepted.*FSDP2"):
+        training.pretrain.build_trainer(*instances)
+
+
+def test_samples_stay_in_float32_under_deepspeed_of_which_codes_are_made(tmp_path):
+    """The library casts them to bf16 there; the third step's loss was another than with stored codes."""
+    trainer = _line_trainer(tmp_path, zero_at=0)
+    trainer.is_deepspeed_enabled = True
+    assert trainer._prepare_inputs({"input_values": torch.ones(2)})["input_values"].dtype == torch.float32
 
 
 def test_a_user_error_ends_the_command_with_one_line_and_code_one(monkeypatch, capsys):

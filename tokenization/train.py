@@ -213,10 +213,9 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, codebook,
     """Return the trainer of one run, its model freshly started (or taken from `init_from`)."""
     set_seed(args.seed)
     if model_args.init_from:
-        model, extractor = (
-            AnyECGRhythmQuantizer.from_pretrained(model_args.init_from),
-            load_extractor(model_args.init_from),
-        )
+        model = AnyECGRhythmQuantizer.from_pretrained(model_args.init_from, **model_args.overrides())
+        extractor = load_extractor(model_args.init_from)
+        extractor = extractor_args.inherited(extractor, f"--init_from {model_args.init_from}")
     else:
         config = AnyECGQuantizerConfig.from_preset(model_args.preset, **model_args.overrides())
         extractor = AnyECGFeatureExtractor(

@@ -10,14 +10,17 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+
 from .checkpointing import project_path
+from .options import refuse_accelerator_options, refuse_data_parallel, refuse_deepspeed_stage, refuse_options
 
 LESS_IS_BETTER = (
     "loss",
@@ -56,16 +59,16 @@ class AnyECGTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.cuda.is_available():
             self.use_cpu = True  # also what makes several processes on a CPU train together
-        if self.dataloader_drop_last:
-            raise ValueError(
-                "--dataloader_drop_last: leave it out. Training takes whole batches anyway, and evaluation would miss records."
-            )
+        refuse_options(self)
         for name in ("layer_decay", "weight_average_decay"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"--{name} {getattr(self, name)}: accepted are numbers from 0 to 1.")
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = not self.metric_for_best_model.endswith(LESS_IS_BETTER)
         super().__post_init__()
+        refuse_accelerator_options(self)
+        refuse_data_parallel(self)
+        refuse_deepspeed_stage(self)
 
 
 @dataclass
@@ -109,6 +112,20 @@ class ExtractorArguments:
     denoise: bool = False
     clip_mv: float | None = 5.0
 
+    def inherited(self, extractor: AnyECGFeatureExtractor, source: str) -> AnyECGFeatureExtractor:
+        """Return the extractor that `source` brings.
+
+        Raises:
+            ValueError: a filter that differs from it was asked for.
+        """
+        for option in fields(self):
+            value, own = getattr(self, option.name), getattr(extractor, option.name)
+            if value != option.default and value != own:
+                raise ValueError(
+                    f"--{option.name} {value}: {source} brings its own extractor, with {option.name} {own}. Leave it out."
+                )
+        return extractor
+
 
 def parse_recipe(argv: Sequence[str], argument_classes: Sequence[type]) -> tuple:
     """Return one instance of each class from `argv`: `RECIPE.yaml --name value ...`.
@@ -125,8 +142,9 @@ def parse_recipe(argv: Sequence[str], argument_classes: Sequence[type]) -> tuple
             "The first argument must be a recipe, as in: training/recipes/smoke_pretrain.yaml --output_dir OUT"
         )
     known = {name[2:] for name in parser._option_string_actions if name.startswith("--")}
-    recipe = _read_recipe(Path(argv[0]), known)
-    _refuse_unknown(_names(argv[1:]), known, "the command line")
+    recipe, given = _read_recipe(Path(argv[0]), known), _names(argv[1:])
+    _refuse_unknown(given, known, "the command line")
+    _refuse_preset_beside_weights(given, recipe)
     *instances, rest = parser.parse_args_into_dataclasses(
         [*_as_arguments(recipe), *argv[1:]], return_remaining_strings=True, look_for_args_file=False
     )
@@ -154,6 +172,16 @@ def _refuse_unknown(names: Sequence[str], known: set[str], place: str) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"Unknown option {name!r} in {place}.{hint} `--help` lists all options.")
+
+
+def _refuse_preset_beside_weights(given: Sequence[str], recipe: dict) -> None:
+    """Refuse both in one place, and a preset on the command line; a recipe's gives way to `--init_from`."""
+    has_weights = "init_from" in given or recipe.get("init_from")
+    if has_weights and ("preset" in given or ("init_from" not in given and "preset" in recipe)):
+        raise ValueError(
+            "--preset beside --init_from: the weights to start from bring their own network. Leave one of the two out; single "
+            "fields of the configuration are changed by --config."
+        )
 
 
 def _names(argv: Sequence[str]) -> list[str]:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from transformers.utils import logging as transformers_logging
 
 from .checkpointing import SaveError
 from .health import CollapseError
+from .stopping import Terminated, stop_on_signals
 from .trainer import NonFiniteError
-
-
-class Terminated(BaseException):
-    """SIGTERM has arrived."""
 
 
 def start_logging() -> None:
@@ -33,7 +28,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Run `main` on the command line. What a user can meet ends with one line and code 1; a signal with its own code."""
     start_logging()
     try:
-        with _sigterm_as_exception():
+        with stop_on_signals():
             main(sys.argv[1:])
     except (KeyboardInterrupt, Terminated) as stop:
         name, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
@@ -57,21 +52,3 @@ def _exit_with(error: Exception, text: str) -> None:
     if text.startswith("Caught "):  # from a worker, with its traceback: the last line is the message
         text = text.strip().rpartition("\n")[2]
     sys.exit(f"error: {text} (ANYECG_TRACEBACK=1 shows where)")
-
-
-@contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
-    """Let SIGTERM clean up like Ctrl-C does. Processes forked meanwhile die of it as usual."""
-    own = os.getpid()
-
-    def stop(number, frame):
-        if os.getpid() == own:
-            raise Terminated
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -77,8 +77,12 @@ def _map_in_pool(left: dict[int, ShardPlan], num_proc: int) -> Iterator[tuple[Sh
 
 
 def _start_worker() -> None:
-    """End at once on Ctrl-C, and with the process that started this one, even where that is killed: no shard is left half."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """End at once on Ctrl-C, and with the process that started this one, even where that is killed: no shard is left half.
+
+    Ctrl-C that is ignored stays ignored, as by a build that a script has started in the background.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     _mask_ctrl_c("SIG_UNBLOCK")
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 

@@ -134,7 +134,9 @@ def start_head_at_probe(
 def build_trainer(model_args, extractor_args, data_args, augmentation, task_args, args) -> tuple[AnyECGTrainer, Task]:
     """Return the trainer of one run and its task."""
     if model_args.init_from:
-        extractor = load_extractor(model_args.init_from)
+        extractor = extractor_args.inherited(
+            load_extractor(model_args.init_from), f"--init_from {model_args.init_from}"
+        )
     else:
         extractor = AnyECGFeatureExtractor(**vars(extractor_args))
     with args.main_process_first(desc="preparing records"):

@@ -61,6 +61,10 @@ OBJECTIVES = {
     "contrastive": AnyECGModel,
     "latents": AnyECGModel,
 }  # and the model that each trains
+NEEDS_FLOAT32_WEIGHTS = {
+    "contrastive": "its targets are computed in float32",
+    "latents": "a step moves its teacher by less than bf16 can hold",
+}
 
 
 @dataclass
@@ -171,10 +175,10 @@ def code_baselines(
 
 def build_model(model_args: ModelArguments, objective: str, **overrides) -> PreTrainedModel:
     """Return the model that the objective trains, from `init_from` or new."""
-    model_class = OBJECTIVES[objective]
+    model_class, overrides = OBJECTIVES[objective], model_args.overrides() | overrides
     if model_args.init_from:
         return model_class.from_pretrained(model_args.init_from, new_head=True, **overrides)
-    return model_class(AnyECGConfig.from_preset(model_args.preset, **{**model_args.overrides(), **overrides}))
+    return model_class(AnyECGConfig.from_preset(model_args.preset, **overrides))
 
 
 def build_objective(model_args, objective_args, args, *, train: ECGDataset, collator: ECGCollator) -> Objective:
@@ -272,11 +276,12 @@ def _stored_codes(objective_args, augmentation, data_args) -> StoredCodes | None
 def _extractor(model_args, extractor_args, objective_args, codes) -> AnyECGFeatureExtractor:
     """Return the extractor of the codes, the quantizer or of the weights to start from, else a new one."""
     if codes is not None:
-        return codes.origin.make_extractor()
+        return extractor_args.inherited(codes.origin.make_extractor(), f"--codes {codes.folder}")
     if objective_args.objective == "masked_codes":
-        return load_extractor(_quantizer_folder(objective_args))
+        folder = _quantizer_folder(objective_args)
+        return extractor_args.inherited(load_extractor(folder), f"--quantizer {folder}")
     if model_args.init_from:
-        return load_extractor(model_args.init_from)
+        return extractor_args.inherited(load_extractor(model_args.init_from), f"--init_from {model_args.init_from}")
     config = AnyECGConfig.from_preset(model_args.preset, **model_args.overrides())
     return AnyECGFeatureExtractor(
         sampling_rate=config.sampling_rate, patch_size=config.patch_size, **vars(extractor_args)
@@ -287,13 +292,15 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
     """Return the trainer of one run.
 
     Raises:
-        ValueError: masked codes without a quantizer, a folder that is not one, or stored codes of something else.
+        ValueError: masked codes without a quantizer, a folder that is not one, stored codes of something else, or an
+            objective that DeepSpeed cannot train in bf16.
     """
     if objective_args.objective == "latents" and args.weight_average_decay:
         raise ValueError(
             "--weight_average_decay with --objective latents: the teacher, which the run ends with, is an average already. "
             "Leave it out, or 0."
         )
+    _refuse_bf16_by_deepspeed(objective_args, args)
     codes = _stored_codes(objective_args, augmentation, data_args)
     extractor = _extractor(model_args, extractor_args, objective_args, codes)
     with args.main_process_first(desc="preparing records"):
@@ -314,6 +321,15 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, objective
         inputs=digest_inputs(train, held_out, quantizer=quantizer, init_from=model_args.init_from),
         eval_dataset={pattern: FixedPattern(held_out, pattern) for pattern in objective.patterns},
     )  # fmt: skip
+
+
+def _refuse_bf16_by_deepspeed(objective_args, args) -> None:
+    reason = NEEDS_FLOAT32_WEIGHTS.get(objective_args.objective)
+    if reason and args.bf16 and args.deepspeed_plugin is not None:
+        raise ValueError(
+            f"--objective {objective_args.objective} by DeepSpeed in bf16: not accepted. DeepSpeed makes all weights bf16, and "
+            f"{reason}. Leave --bf16 or --deepspeed out, or take FSDP2 (training/recipes/fsdp2.yaml)."
+        )
 
 
 def _sample(dataset: ECGDataset, num_records: int) -> ECGDataset:

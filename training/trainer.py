@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,9 @@ from .checkpointing import (
 from .data import EpochSampler
 from .health import PatchRate, TensorBoard, refuse_collapse
 from .kept_weights import BestWeights, Kept, WeightAverage, write_weights
+from .launch import check_launch, keep_float32_beside_shards
 from .objectives import Objective
+from .stopping import stop_if_asked
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ class AnyECGTrainer(Trainer):
             WeightAverage(self.model, self.args.weight_average_decay) if self.args.weight_average_decay else None
         )
         self.add_callback(_StepCallback(self))
-        _check_shards(self)
+        check_launch(self)
+        keep_float32_beside_shards(self)
         self._skeleton = skeleton_of(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
 
     def _get_train_sampler(self, train_dataset=None):
@@ -107,6 +109,14 @@ class AnyECGTrainer(Trainer):
                 " Lower --learning_rate, raise --warmup_steps or lower --max_grad_norm; is a record damaged?"
             )
         return loss
+
+    def _prepare_input(self, data):
+        """Under DeepSpeed the library casts samples to the type of the weights: codes would be those of rounded samples."""
+        return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+
+    def autocast_smart_context_manager(self, cache_enabled=True):
+        """Accelerate wraps a whole model's forward in autocast, and not that of a model in shards of FSDP2."""
+        return self.accelerator.autocast() if self.is_fsdp_enabled else super().autocast_smart_context_manager()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
@@ -335,20 +345,6 @@ def require_finite(named: Iterable[tuple[str, torch.Tensor]], *, when: str, advi
             raise NonFiniteError(f"{name} is not finite {when}. {advice}")
 
 
-def _check_shards(trainer: AnyECGTrainer) -> None:
-    """Refuse launches that would not do what they ask for."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not trainer.is_fsdp_enabled:
-        raise ValueError(
-            f"FSDP is asked for, but accelerate does not shard {trainer.args.world_size} process(es) on "
-            f"{trainer.args.device.type}: it needs several GPUs. Start it without the FSDP configuration file."
-        )
-    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and (trainer.average or trainer.best):
-        raise ValueError(
-            "--weight_average_decay and --keep_best keep whole copies of the weights, which FSDP and DeepSpeed cut into "
-            "shards. Set them to 0 and False, or start without the configuration file of FSDP or DeepSpeed."
-        )
-
-
 def skeleton_of(model: nn.Module) -> nn.Module:
     """Return a copy of `model` whose parameters are on the meta device: nothing of its weights is copied."""
     empty = {
@@ -387,7 +383,11 @@ class _StepCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.set_data_epoch(int(state.epoch or 0))
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        stop_if_asked()
+
     def on_step_begin(self, args, state, control, **kwargs):
+        stop_if_asked()
         # dropout of a step follows from (seed, step, process): what was drawn between steps (by a loader, by an
         # evaluation) before or after a restart does not matter
         words = np.random.SeedSequence((args.seed, state.global_step, args.process_index)).generate_state(1, np.uint64)
