@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from training.probe import LinearProbe
+from training.probe import STRENGTHS, LinearProbe
 
 GENERATOR = np.random.default_rng(0)
 FEATURES = GENERATOR.normal(3.0, [1.0, 10.0, 0.1], (400, 3))
@@ -29,7 +30,15 @@ def test_a_label_with_one_outcome_has_the_log_odds_of_its_frequency_everywhere()
     assert probe.logits(FEATURES)[:, 1] == pytest.approx(np.log(1e-3 / (1 - 1e-3)))
 
 
-def test_a_strong_penalty_is_chosen_where_features_are_noise():
-    noise = GENERATOR.normal(size=(200, 60))
-    targets = (noise[:, :1] + 3 * GENERATOR.normal(size=(200, 1)) > 0).astype(np.float32)
-    assert LinearProbe(noise, targets).strength < 1.0
+def test_the_penalty_is_the_best_one_on_the_last_tenth():
+    generator = np.random.default_rng(1)
+    noise = generator.normal(size=(600, 40))
+    targets = (noise[:, :2] + 2 * generator.normal(size=(600, 2)) > 0.5).astype(np.float32)
+
+    def auroc(strength):
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
+        decided = [probe.fit(noise[:540], targets[:540, label]).decision_function(noise[540:]) for label in range(2)]
+        return np.mean([roc_auc_score(targets[540:, label], decided[label]) for label in range(2)])
+
+    scores = {strength: auroc(strength) for strength in STRENGTHS}
+    assert LinearProbe(noise, targets).strength == max(scores, key=scores.get)
