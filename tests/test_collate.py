@@ -193,6 +193,17 @@ def test_beats_are_those_of_all_leads_whichever_the_model_sees(dataset, extracto
     assert torch.equal(whole["beats"], batch["beats"])
 
 
+def test_beats_lie_under_their_leads_whatever_the_order_and_others_than_the_twelve_have_none(dataset, extractor):
+    item = dataset[0]
+    whole = ECGCollator(extractor, with_beats=True)([item])
+    order = np.random.default_rng(0).permutation(12)
+    shuffled = item | {name: item[name][order] for name in ("steps", "mask", "lead_ids")}
+    assert torch.allclose(ECGCollator(extractor, with_beats=True)([shuffled])["beats"], whole["beats"], atol=1e-5)
+    frank = item | {"lead_ids": np.where(item["lead_ids"] == 12, 13, item["lead_ids"])}
+    beats = ECGCollator(extractor, with_beats=True)([frank, item])["beats"]
+    assert beats[0, 11].isnan().all() and beats[0, :11].isfinite().all() and beats[1].isfinite().all()
+
+
 def test_a_record_without_heartbeats_has_unknown_beats(extractor):
     item = _item(seed=None) | {"steps": np.zeros((12, 3000), np.int16)}
     batch = ECGCollator(extractor, with_beats=True)([item])

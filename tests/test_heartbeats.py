@@ -30,7 +30,7 @@ def test_the_median_beat_of_an_analytic_ecg_is_its_formula():
 
 
 def test_the_rate_is_that_of_the_simulated_heart():
-    for rate in (45.0, 70.0, 120.0, 160.0):
+    for rate in (30.0, 45.0, 70.0, 120.0, 160.0, 220.0):
         record = simulate_record(seed=3, heart_rate=rate, sampling_rate=RATE)
         _, rhythm = _measured(record.signal)
         assert 60 * np.exp(rhythm[0]) == pytest.approx(rate, rel=0.05)
@@ -61,6 +61,28 @@ def test_a_masked_lead_has_no_beat_and_changes_no_other_one():
     assert np.isnan(median[4]).all()
     others = np.arange(12) != 4
     assert np.abs(median[others] - whole[others]).mean() < 0.02 * np.abs(whole).max()  # aligned to a sample
+
+
+def test_a_gap_in_all_leads_is_no_pause_of_the_heart():
+    signal = analytic_ecg(RATE, seconds=20, beat_seconds=0.83).astype(np.float32)
+    usable = np.ones(signal.shape, bool)
+    usable[:, 8 * RATE : 11 * RATE], signal[:, 8 * RATE : 11 * RATE] = False, 0.0
+    rhythm = _measured(signal, usable)[1]
+    assert np.exp(-rhythm[0]) == pytest.approx(0.83, abs=0.005)
+    assert rhythm[RHYTHM.index("longest")] < 1.05 and rhythm[RHYTHM.index("successive")] < 0.02
+
+
+def test_a_large_lead_that_is_masked_for_some_beats_makes_them_no_other_beats():
+    signal = simulate_record(seed=2, sampling_rate=RATE).signal.copy()
+    signal[7:9] *= 3
+    usable = np.ones(signal.shape, bool)
+    usable[7:9, : 4 * RATE], signal[7:9, : 4 * RATE] = False, 0.0
+    assert _measured(signal, usable)[1][RHYTHM.index("ectopic")] == 0
+
+
+@pytest.mark.parametrize("num_samples", [0, 75, 299, 600])
+def test_a_record_of_less_than_three_beats_says_nothing(num_samples):
+    assert _measured(np.ones((12, num_samples), np.float32)) is None
 
 
 def test_a_record_without_beats_or_with_two_says_nothing():

@@ -153,6 +153,11 @@ def test_beat_figures_are_shares_of_variance_explained():
     assert figures == {"beats_explained": pytest.approx(1.0), "rhythm_explained": pytest.approx(1.0)}
 
 
+def test_figures_of_what_is_not_known_are_nan_never_the_best_value():
+    assert all(np.isnan(value) for value in BeatHead.figures(torch.zeros(3, 4)).values())
+    assert all(np.isnan(value) for value in DemographyHead.figures(torch.zeros(3, 4)).values())
+
+
 def test_lead_copying_takes_the_visible_lead_that_agrees_most_often():
     codes = torch.tensor([[[1, 2, 3], [1, 2, 4], [5, 5, 5]]])
     lead_ids = torch.tensor([[1, 2, 7]])

@@ -30,6 +30,11 @@ def test_a_label_with_one_outcome_has_the_log_odds_of_its_frequency_everywhere()
     assert probe.logits(FEATURES)[:, 1] == pytest.approx(np.log(1e-3 / (1 - 1e-3)))
 
 
+def test_a_probe_of_too_few_records_to_choose_by_says_which_penalty_it_takes(caplog):
+    assert LinearProbe(FEATURES[:3], TARGETS[:3]).strength == 0.1
+    assert "too few to choose" in caplog.text
+
+
 def test_the_penalty_is_the_best_one_on_the_last_tenth():
     generator = np.random.default_rng(1)
     noise = generator.normal(size=(600, 40))

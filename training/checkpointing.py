@@ -297,6 +297,11 @@ def check_length(output_dir: str | Path, steps: int, *, why_fixed: str | None) -
         )
 
 
+def launched_processes(output_dir: str | Path, default: int) -> int:
+    """Return how many processes the run in `output_dir` was started with, `default` where that is not known."""
+    return _started_with(output_dir).get("num_processes", default)
+
+
 def _started_with(output_dir: str | Path) -> dict:
     """Return the arguments of the run in `output_dir`, none where there is nothing to go on from."""
     path = Path(output_dir) / ARGUMENTS

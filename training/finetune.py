@@ -23,7 +23,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
 
 from .arguments import AnyECGTrainingArguments, ExtractorArguments, ModelArguments, parse_recipe
-from .checkpointing import load_extractor
+from .checkpointing import checkpoints_in, load_extractor
 from .collate import AugmentationArguments, ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits, with_task
@@ -33,6 +33,7 @@ from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_
 from .probe import LinearProbe
 from .run_inputs import digest_inputs
 from .runs import describe_end, finish, is_finished, run_training
+from .splits import spread_order
 from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
 from .trainer import AnyECGTrainer
 
@@ -122,6 +123,10 @@ def start_head_at_probe(
         raise ValueError(
             f"--head_start probe is for tasks of several labels at once; {task.name} is {task.problem_type}."
         )
+    patients = train.column("patient_id")
+    train = train.take(
+        sorted(range(len(train)), key=lambda index: spread_order(patients[index]))
+    )  # in no order, none cut in two
     classifier, model.classifier = model.classifier, torch.nn.Identity()
     features = predict_logits(model, train, collator)  # what the head will see
     model.classifier = classifier
@@ -146,8 +151,10 @@ def build_trainer(model_args, extractor_args, data_args, augmentation, task_args
     inputs = digest_inputs(train, held_out, init_from=model_args.init_from)
     set_seed(args.seed)
     model = build_model(model_args, task, train.targets)
-    if task_args.head_start == "probe":
-        start_head_at_probe(model, task, train, ECGCollator(extractor, window_seconds=data_args.window_seconds))
+    if task_args.head_start == "probe" and not checkpoints_in(args.output_dir):
+        start_head_at_probe(
+            model.to(args.device), task, train, ECGCollator(extractor, window_seconds=data_args.window_seconds)
+        )
     scale = _target_scale(task, train)
     if scale is not None:
         train, held_out = standardised(train, *scale), standardised(held_out, *scale)

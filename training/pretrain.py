@@ -98,6 +98,10 @@ class ObjectiveArguments:
     def __post_init__(self):
         if self.objective not in OBJECTIVES:
             raise ValueError(f"--objective {self.objective!r} is unknown. Accepted: {', '.join(OBJECTIVES)}.")
+        if self.unigram_records < 1:
+            raise ValueError(f"--unigram_records {self.unigram_records}: at least one record is needed.")
+        if not (self.code_weight or self.demography_weight or self.beat_weight):
+            raise ValueError("--code_weight 0 leaves nothing to learn: give --demography_weight or --beat_weight.")
         for name in ("code_weight", "demography_weight", "beat_weight"):
             value = getattr(self, name)
             if value < 0:
@@ -207,32 +211,29 @@ def _masked_codes(model_args, objective_args, args, train, collator) -> MaskedCo
         at_device = quantizer and quantizer.to(args.device)
         baselines = code_baselines(at_device, _sample(train, objective_args.unigram_records), collator)
     baselines = broadcast_object_list([baselines])[0]
-    set_seed(args.seed)
+    statistics = _beat_statistics(objective_args, args, _sample(train, objective_args.unigram_records), collator)
+    set_seed(args.seed)  # after all that only the first process does: models and heads start alike everywhere
     model = build_model(model_args, "masked_codes", codebook_size=len(baselines.counts))
     if not model_args.init_from:
         with torch.no_grad():
             model.code_head.bias.copy_(baselines.log_unigram)
-    heads = _record_heads(
-        model.config.hidden_size, objective_args, args, _sample(train, objective_args.unigram_records), collator
-    )
-    if not objective_args.code_weight and not heads:
-        raise ValueError("--code_weight 0 leaves nothing to learn: give --demography_weight or --beat_weight.")
+    heads: dict[str, tuple[float, RecordHead]] = {}
+    if objective_args.demography_weight:
+        heads["demography"] = objective_args.demography_weight, DemographyHead(model.config.hidden_size)
+    if statistics is not None:
+        heads["beats"] = objective_args.beat_weight, BeatHead(model.config.hidden_size, statistics)
     return MaskedCodes(model, quantizer, baselines, record_heads=heads, code_weight=objective_args.code_weight)
 
 
-def _record_heads(hidden_size, objective_args, args, sample, collator) -> dict[str, tuple[float, RecordHead]]:
-    """Return the losses of whole records that are asked for, with their factors."""
-    heads: dict[str, tuple[float, RecordHead]] = {}
-    if objective_args.demography_weight:
-        heads["demography"] = objective_args.demography_weight, DemographyHead(hidden_size)
-    if objective_args.beat_weight:
-        statistics = None
-        if args.process_index == 0:
-            with_beats = ECGCollator(collator.extractor, window_seconds=collator.window_seconds, with_beats=True)
-            statistics = beat_statistics(DataLoader(sample, batch_size=32, collate_fn=with_beats))
-        statistics = broadcast_object_list([statistics])[0]
-        heads["beats"] = objective_args.beat_weight, BeatHead(hidden_size, statistics)
-    return heads
+def _beat_statistics(objective_args, args, sample: ECGDataset, collator: ECGCollator) -> dict | None:
+    """Return mean and spread of the beats of `sample`, the same on every process, None where no beats are learned."""
+    if not objective_args.beat_weight:
+        return None
+    statistics = None
+    if args.process_index == 0:
+        with_beats = ECGCollator(collator.extractor, window_seconds=collator.window_seconds, with_beats=True)
+        statistics = beat_statistics(DataLoader(sample, batch_size=32, collate_fn=with_beats))
+    return broadcast_object_list([statistics])[0]
 
 
 def _quantizer_folder(objective_args: ObjectiveArguments) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -10,8 +12,11 @@ from tqdm import tqdm
 from .metrics import class_auroc, mean_of_scored
 from .thresholds import log_odds
 
+logger = logging.getLogger(__name__)
+
 # C of the logistic regression; the best on a tenth of the training records is taken
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+DEFAULT_STRENGTH = 1e-1  # where there are too few records to choose
 
 
 class LinearProbe:
@@ -30,7 +35,7 @@ class LinearProbe:
             features (`np.ndarray` of shape `(records, features)`): finite.
             targets (`np.ndarray` of shape `(records, labels)`): 0 and 1.
             strength (`float`, *optional*): default: the one of `STRENGTHS` with the best macro AUROC on the last tenth of
-                the records, for which the first nine tenths are fitted.
+                the records, for which the first nine tenths are fitted: give them in an order that says nothing.
         """
         self.strength = _best_strength(features, targets) if strength is None else strength
         scaler = StandardScaler().fit(features)
@@ -53,6 +58,12 @@ def _best_strength(features: np.ndarray, targets: np.ndarray) -> float:
 
     def score(strength: float) -> float:
         logits = LinearProbe(features[:cut], targets[:cut], strength=strength).logits(features[cut:])
-        return np.nan_to_num(mean_of_scored(class_auroc(targets[cut:], logits)))
+        return mean_of_scored(class_auroc(targets[cut:], logits))
 
-    return max(STRENGTHS, key=score)
+    scores = {strength: score(strength) for strength in STRENGTHS} if cut else {}
+    if not scores or not np.isfinite(list(scores.values())).any():
+        logger.warning(
+            "%d records are too few to choose the probe's penalty by: C = %g", len(features), DEFAULT_STRENGTH
+        )
+        return DEFAULT_STRENGTH
+    return max(scores, key=scores.get)

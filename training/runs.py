@@ -19,6 +19,7 @@ from .checkpointing import (
     checkpoints_in,
     finished_steps,
     last_checkpoint,
+    launched_processes,
     lock_folder,
     remove_leftovers,
     save_arguments,
@@ -71,6 +72,10 @@ def _take_folder(trainer: AnyECGTrainer, arguments: dict) -> str | None:
         checkpoint = last_checkpoint(output_dir)
         if checkpoint is not None:
             warn_of_other_software(output_dir, arguments["software"])
+            if steps_of(checkpoint) >= total_steps(
+                trainer
+            ):  # only results are to be written: it was trained as launched before
+                arguments = arguments | {"num_processes": launched_processes(output_dir, arguments["num_processes"])}
         save_arguments(output_dir, arguments)
     return broadcast_object_list([checkpoint])[0]
 

@@ -48,7 +48,8 @@ class Objective(nn.Module, ABC):
     def figures(self, sums: torch.Tensor) -> dict[str, float]:
         """Return the figures of an evaluation from the `sums` of all records, float64 `(records, n)`.
 
-        The first two columns of `sums` are always over how many positions and the sum of the loss over them.
+        The first two columns of `sums` are always over how many positions and the sum over them of the loss of the objective
+        proper, without losses of the record beside it: what an evaluation gives as `loss`.
         """
 
     def after_step(self) -> None:

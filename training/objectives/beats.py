@@ -7,6 +7,7 @@ to do with each other. Ours, not the paper's; measured in `benchmarks/results/pi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -90,9 +91,9 @@ class BeatHead(RecordHead):
 
     @staticmethod
     def figures(sums: torch.Tensor) -> dict[str, float]:
-        """Return the shares of the variance of beats and of rhythm that are explained, from `record_sums`."""
+        """Return the shares of the variance of beats and of rhythm that are explained, NaN where none is known."""
         beat_error, beats, rhythm_error, rhythm = sums.sum(0).tolist()
         return {
-            "beats_explained": 1 - beat_error / max(beats, 1e-9),
-            "rhythm_explained": 1 - rhythm_error / max(rhythm, 1e-9),
+            "beats_explained": 1 - beat_error / beats if beats else math.nan,
+            "rhythm_explained": 1 - rhythm_error / rhythm if rhythm else math.nan,
         }

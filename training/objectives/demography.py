@@ -5,6 +5,8 @@ A masked patch can be guessed from its neighbours; age and sex are in the shape 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -58,6 +60,9 @@ class DemographyHead(RecordHead):
 
     @staticmethod
     def figures(sums: torch.Tensor) -> dict[str, float]:
-        """Return the mean error of the age in years and the share of sexes guessed right from `record_sums`."""
+        """Return the mean error of the age in years and the share of sexes guessed right, NaN where none is known."""
         known_age, error, known_sex, right = sums.sum(0).tolist()
-        return {"age_mae": error / max(known_age, 1), "sex_accuracy": right / max(known_sex, 1)}
+        return {
+            "age_mae": error / known_age if known_age else math.nan,
+            "sex_accuracy": right / known_sex if known_sex else math.nan,
+        }

@@ -89,6 +89,8 @@ class MaskedCodes(Objective):
         for place, head in enumerate(self.record_heads.values()):
             first = 6 + place * RecordHead.NUM_SUMS
             figures |= head.figures(sums[:, first : first + RecordHead.NUM_SUMS])
+        if not self.code_weight:
+            return figures  # the code head has learned nothing
         return figures | {
             "cross_entropy": cross_entropy / num,
             "accuracy": hits / num,
