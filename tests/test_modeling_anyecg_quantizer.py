@@ -320,6 +320,8 @@ def training_step(model, batch):
 def test_a_training_step_moves_the_codebook_by_its_moving_average():
     model, batch = make_model(QUANTIZER, ema_decay=0.9), uneven_batch()
     spread_codes(model, batch)
+    noise = torch.randn(batch["input_values"].shape, generator=torch.Generator().manual_seed(1))
+    batch["input_values"] = batch["input_values"] + 0.2 * noise  # k-means may have converged on the batch as it was
     before = state_of(model.vector_quantizer)
     codes = training_step(model.train(), batch).rhythm_codes
     after = state_of(model.vector_quantizer)
@@ -329,7 +331,7 @@ def test_a_training_step_moves_the_codebook_by_its_moving_average():
         after["code_share"], 0.9 * before["code_share"] + 0.1 * counts / counts.sum(), **TOLERANCE
     )
     assert torch.equal(after["codebook"][~used], before["codebook"][~used])
-    assert not torch.equal(after["codebook"][used], before["codebook"][used])
+    assert (after["codebook"] - before["codebook"])[used].abs().amax(-1).gt(1e-4).all()
 
 
 def test_eval_mode_changes_no_state():
