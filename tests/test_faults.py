@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from line_model import Line, Ones
 from safetensors.torch import load_file, save_file
 
 import training.finetune
@@ -401,23 +402,6 @@ def test_a_damaged_weight_in_the_model_to_start_from_is_named(starter, output_di
     assert run.process.exitcode == 1 and f"{name} is not finite before the first step" in run.said()
 
 
-class _Line(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(2))
-
-    def forward(self, x=None):
-        return {"loss": self.weight.sum() * x.mean()}
-
-
-class _Ones(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, key):
-        return {"x": torch.ones(1)}
-
-
 def _line_trainer(output_dir, **options):
     args = AnyECGTrainingArguments(
         output_dir=str(output_dir),
@@ -428,10 +412,10 @@ def _line_trainer(output_dir, **options):
         **options,
     )
     return AnyECGTrainer(
-        _Line(),
+        Line(),
         args,
-        train_dataset=_Ones(),
-        eval_dataset=_Ones(),
+        train_dataset=Ones(),
+        eval_dataset=Ones(),
         data_collator=lambda items: {"x": torch.stack([item["x"] for item in items])},
     )
 

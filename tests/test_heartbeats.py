@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import wfdb
 from analytic_ecg import WAVES, analytic_ecg
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
@@ -92,7 +93,6 @@ def test_a_record_without_beats_or_with_two_says_nothing():
 
 
 def test_beats_of_mit_bih_are_found_where_people_annotated_them(real_ecg):
-    wfdb = pytest.importorskip("wfdb")
     found_right, found_all, annotated = 0, 0, 0
     for path in sorted((real_ecg / "mitdb").glob("*.hea"))[:6]:
         record = read_record(path.with_suffix(""))

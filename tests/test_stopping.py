@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from line_model import Line, Ones
 from transformers import TrainerCallback
 
 from training import commands
@@ -38,23 +39,6 @@ class _KillsInItsFinalizer:
         list(range(3))  # Python looks for signals between its instructions
 
 
-class _Line(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(2))
-
-    def forward(self, x=None):
-        return {"loss": self.weight.sum() * x.mean()}
-
-
-class _Ones(torch.utils.data.Dataset):
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, key):
-        return {"x": torch.ones(1)}
-
-
 class _SignalInAFinalizer(TrainerCallback):
     def __init__(self, number):
         self.number = number
@@ -69,7 +53,7 @@ def _trainer(folder, number):
         output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, save_strategy="no", disable_tqdm=True
     )
     trainer = AnyECGTrainer(
-        _Line(), args, train_dataset=_Ones(), data_collator=lambda items: {"x": torch.stack([i["x"] for i in items])}
+        Line(), args, train_dataset=Ones(), data_collator=lambda items: {"x": torch.stack([i["x"] for i in items])}
     )
     trainer.add_callback(_SignalInAFinalizer(number))
     return trainer
