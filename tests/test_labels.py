@@ -13,6 +13,7 @@ from training.labels import (
     SINGLE,
     build_task,
     encode_all,
+    is_normal,
     ptb_xl_statements,
     snomed_codes,
     superclass_members,
@@ -92,6 +93,36 @@ def test_age_is_a_regression_and_records_without_age_are_dropped():
 def test_sex_is_a_single_label():
     task = build_task("sex")
     assert [task.encode(_row(sex=sex)) for sex in ("male", "female", None)] == [0, 1, None]
+
+
+@pytest.mark.parametrize(
+    ("codes", "normal"),
+    [
+        (("NORM", "SR"), True),
+        (("NORM",), True),
+        (("NORM", "IRBBB"), False),  # a conduction disturbance beside NORM
+        (("IMI", "SR"), False),
+        (("SR", "PVC"), None),  # no diagnostic statement
+        (("NORM", "SR", "426783006"), True),  # of a built data set: statements count where there are any
+        (("SR", "426783006"), None),
+        (("426783006",), True),
+        (("426783006", "426783006"), True),
+        (("426783006", "164889003"), False),
+        (("999999999",), False),  # any other code, known or not
+        (("426783006", "sinus"), None),  # what is no code may be a finding
+        ((), None),
+    ],
+)
+def test_normal_is_norm_alone_among_diagnoses_or_sinus_rhythm_alone_among_codes(codes, normal):
+    assert is_normal(codes) is normal
+
+
+def test_anomaly_is_one_label_of_which_a_record_may_have_none_and_open_records_are_dropped():
+    task = build_task("anomaly")
+    assert (task.names, task.problem_type, task.threshold_figure) == (("abnormal",), MULTI, "youden")
+    targets, kept = encode_all(task, [_row("NORM"), _row("SR"), _row("LVH"), _row("426783006"), _row("164889003")])
+    assert targets.tolist() == [[0], [1], [0], [1]] and kept.tolist() == [0, 2, 3, 4]
+    assert targets.dtype == np.float32
 
 
 def test_both_label_maps_follow_the_order_of_the_names():
@@ -186,3 +217,14 @@ def test_translated_statements_occur_as_often_as_the_challenge_published(real_ec
 def test_sinus_rhythm_alone_is_hardly_ever_without_norm_in_the_challenges_ptb_xl(real_ecg):
     alone = [statements for codes, statements in ptb_xl_codes(real_ecg) if codes == {"426783006"}]
     assert (len(alone), sum("NORM" not in statements for statements in alone)) == (6557, 5)
+
+
+def test_ptb_xl_has_as_many_normal_records_as_its_diagnostic_superclasses_say(real_ecg):
+    """Counted here without the task: of folds 1 to 9, NORM alone, another superclass, no diagnostic statement."""
+    group = {statement.code: statement.superclass for statement in ptb_xl_statements()}
+    expected = Counter()
+    for _, statements in ptb_xl_codes(real_ecg):
+        found = {group[code] for code in statements} - {None}
+        expected["open" if not found else found == {"NORM"}] += 1
+    counted = Counter(is_normal(sorted(statements)) for _, statements in ptb_xl_codes(real_ecg))
+    assert counted == {None: expected["open"], True: expected[True], False: expected[False]}

@@ -1,4 +1,4 @@
-"""training/thresholds.py: temperature, thresholds by F1, starting bias."""
+"""training/thresholds.py: temperature, thresholds by F1 and Youden's J, starting bias."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from training.labels import MULTI, REGRESSION, SINGLE
 from training.thresholds import (
+    BEST_THRESHOLD,
     best_f1_threshold,
+    best_youden_threshold,
     choose_thresholds,
     fit_temperature,
     fold_in_scale,
@@ -29,6 +31,33 @@ def test_no_threshold_has_a_higher_f1_than_the_chosen_one(seed, num, num_levels)
     chosen = f1_score(targets, scores >= best_f1_threshold(targets, scores))
     for threshold in np.append(scores, [0.0, 0.5]):
         assert f1_score(targets, scores >= threshold, zero_division=0) <= chosen + 1e-12
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), num=st.integers(2, 40), num_levels=st.integers(2, 20))
+def test_no_threshold_has_a_higher_youden_j_than_the_chosen_one(seed, num, num_levels):
+    generator = np.random.default_rng(seed)
+    targets = (generator.random(num) < 0.8).astype(int)
+    targets[:2] = 0, 1
+    scores = generator.integers(1, num_levels, num) / num_levels  # with ties
+    chosen = balanced_accuracy_score(targets, scores >= best_youden_threshold(targets, scores))  # (J + 1) / 2
+    for threshold in np.append(scores, [0.0, 2.0]):
+        assert balanced_accuracy_score(targets, scores >= threshold) <= chosen + 1e-12
+
+
+def test_where_nearly_all_are_positive_youden_separates_and_f1_calls_all_positive():
+    targets = np.array([1] * 18 + [0, 0])
+    scores = np.array([0.9] * 14 + [0.3] * 4 + [0.4, 0.35])
+    assert best_youden_threshold(targets, scores) == pytest.approx(0.65)
+    assert best_f1_threshold(targets, scores) < 0.3
+    assert BEST_THRESHOLD == {"f1": best_f1_threshold, "youden": best_youden_threshold}
+
+
+def test_a_label_takes_the_threshold_of_the_figure_that_is_asked_for():
+    targets, scores = np.array([[1]] * 18 + [[0]] * 2), np.array([[0.9]] * 14 + [[0.3]] * 4 + [[0.4], [0.35]])
+    assert choose_thresholds(targets, scores, best_threshold=best_youden_threshold) == ([0.65], [True])
+    everywhere = choose_thresholds(np.ones((3, 1)), scores[:3], best_threshold=best_youden_threshold)[0][0]
+    assert (scores[:3] >= everywhere).all()  # no negative: nothing is missed
 
 
 def test_a_threshold_lies_between_two_scores_and_not_on_one():

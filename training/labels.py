@@ -7,6 +7,7 @@ Tasks (`--task`):
     diagnostic, form, rhythm, subclass   the other PTB-XL groupings, multi label, records without any dropped
     challenge         24 classes of PhysioNet's Challenge 2020, multi label, for `Dx` codes (SNOMED CT): RBBB, PAC and PVC
                       each merge two codes that the Challenge counts as one; records without any code are dropped
+    anomaly           one label, "abnormal", multi label: see `_anomaly_task`
     codes             multi label over all codes that occur in at least `min_positives` training records: for the `Dx`
                       codes of any WFDB folder
     age               regression, years (standardised for training, folded back into the head afterwards)
@@ -91,12 +92,14 @@ class Task:
 
     `encode(row)` takes a dictionary with `codes`, `age`, `sex` and returns the target, or None for a record that the
     task drops. Targets are float32 `(num_labels,)` for multi label and regression, an int for single label.
+    `threshold_figure`, "f1" or "youden", is what a multi-label task's thresholds make as high as possible.
     """
 
     name: str
     problem_type: str
     names: tuple[str, ...]
     encode: Callable[[dict], np.ndarray | int | None]
+    threshold_figure: str = "f1"
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -121,18 +124,11 @@ def build_task(name: str, train_codes: Sequence[Sequence[str]] = (), *, min_posi
     Raises:
         ValueError: unknown task, or no code occurs often enough.
     """
-    if name in _PTB_XL_TASKS:
-        return _PTB_XL_TASKS[name]()
-    if name == "challenge":
-        return _challenge_task()
     if name == "codes":
         return _codes_task(train_codes, min_positives)
-    if name == "age":
-        return Task(name, REGRESSION, ("age",), lambda row: None if row["age"] is None else np.float32([row["age"]]))
-    if name == "sex":
-        return Task(name, SINGLE, ("male", "female"), lambda row: {"male": 0, "female": 1}.get(row["sex"]))
-    known = ", ".join([*_PTB_XL_TASKS, "challenge", "codes", "age", "sex"])
-    raise ValueError(f"--task {name!r} is unknown. Accepted: {known}.")
+    if name not in FIXED_TASKS:
+        raise ValueError(f"--task {name!r} is unknown. Accepted: {', '.join([*FIXED_TASKS, 'codes'])}.")
+    return FIXED_TASKS[name]()
 
 
 def encode_all(task: Task, rows: Sequence[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -201,7 +197,48 @@ def _challenge_task() -> Task:
     return Task("challenge", MULTI, marked.names, lambda row: marked.encode(row) if len(row["codes"]) else None)
 
 
-_PTB_XL_TASKS: dict[str, Callable[[], Task]] = {
+def is_normal(codes: Sequence[str]) -> bool | None:
+    """Return whether a record's codes call it normal; None where they leave it open.
+
+    PTB-XL's statements: normal is NORM and no statement of MI, STTC, CD, HYP, abnormal any of these; open without a
+    diagnostic statement. SNOMED CT codes, which count where there is no statement: normal is sinus rhythm as the only
+    code, abnormal any other code, known or not; open without a code, and where besides sinus rhythm there is only what is
+    no SNOMED CT code.
+    """
+    if any(code in groups_of("superclass") for code in codes):
+        found = {label for code in codes for label in groups_of("superclass").get(code, ())}
+        return found == {"NORM"} if found else None
+    sinus_rhythm = next(code for code, each in snomed_codes().items() if each.challenge_class == "NSR")
+    others = set(codes) - {sinus_rhythm}
+    if any(code.isdecimal() for code in others):
+        return False
+    return True if len(codes) and not others else None
+
+
+def _anomaly_task() -> Task:
+    """Return the task of telling normal records from all others: 1 where `is_normal` is False; open records are dropped.
+
+    One label of a multi-label task, not one of two classes: "no finding" is then an answer of the pipeline (`positive` False),
+    and the threshold is a point on one score that a user may move. It is chosen by Youden's J, not F1: where nearly all
+    records are abnormal, calling all of them abnormal has a high F1.
+    """
+
+    def encode(row: dict) -> np.ndarray | None:
+        normal = is_normal(row["codes"])
+        return None if normal is None else np.float32([not normal])
+
+    return Task("anomaly", MULTI, ("abnormal",), encode, threshold_figure="youden")
+
+
+def _age_task() -> Task:
+    return Task("age", REGRESSION, ("age",), lambda row: None if row["age"] is None else np.float32([row["age"]]))
+
+
+def _sex_task() -> Task:
+    return Task("sex", SINGLE, ("male", "female"), lambda row: {"male": 0, "female": 1}.get(row["sex"]))
+
+
+FIXED_TASKS: dict[str, Callable[[], Task]] = {  # those whose labels do not depend on the records
     "statements": _statements_task,
     "superclass": lambda: _group_task("superclass"),
     "superclass_single": _single_superclass_task,
@@ -209,6 +246,10 @@ _PTB_XL_TASKS: dict[str, Callable[[], Task]] = {
     "diagnostic": lambda: _kind_task("diagnostic"),
     "form": lambda: _kind_task("form"),
     "rhythm": lambda: _kind_task("rhythm"),
+    "challenge": _challenge_task,
+    "anomaly": _anomaly_task,
+    "age": _age_task,
+    "sex": _sex_task,
 }
 
 

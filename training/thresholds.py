@@ -3,12 +3,14 @@
 Calibration: one temperature for all labels (Guo et al. 2017) that minimises the cross-entropy of the validation fold;
 it is folded into the classifier, whose logits are then calibrated.
 
-Thresholds: for each label the score that maximises its F1 on the validation fold. A label with fewer than
-`MIN_POSITIVES` positives there cannot choose one of its own: it takes the score that maximises the F1 of all labels
-pooled. A record is positive where score >= threshold.
+Thresholds: for each label the score that maximises its F1 on the validation fold, or Youden's J where the task says so
+(`Task.threshold_figure`). A label with fewer than `MIN_POSITIVES` positives there cannot choose one of its own: it takes
+the score that is best for all labels pooled. A record is positive where score >= threshold.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -68,29 +70,54 @@ def best_f1_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
         targets (`np.ndarray` of shape `(records,)`): 0/1, at least one 1.
         scores (`np.ndarray` of shape `(records,)`): 0 to 1.
     """
+    return _best_threshold(targets, scores, lambda hits, given, positives, _: 2 * hits / (given + positives))
+
+
+def best_youden_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
+    """Return the threshold with the highest J = sensitivity + specificity - 1, else as `best_f1_threshold`.
+
+    J weighs both outcomes alike, however rare one of them is. Source: Youden 1950, Cancer 3:32-35.
+    """
+
+    def youden_j(hits, given, positives, negatives):
+        return hits / positives - (given - hits) / max(negatives, 1)
+
+    return _best_threshold(targets, scores, youden_j)
+
+
+def _best_threshold(targets: np.ndarray, scores: np.ndarray, figure: Callable) -> float:
+    """Return the threshold with the highest `figure(hits, given, positives, negatives)`, counts of records."""
     order = np.argsort(-scores, kind="stable")
     sorted_scores, hits = scores[order], np.cumsum(targets[order])
-    num_predicted = np.arange(1, len(scores) + 1)
-    f1 = 2 * hits / (num_predicted + targets.sum())
+    given, positives = np.arange(1, len(scores) + 1), targets.sum()
+    values = figure(hits, given, positives, len(scores) - positives)
     is_last_of_its_score = np.append(sorted_scores[1:] != sorted_scores[:-1], True)
-    best = int(np.argmax(np.where(is_last_of_its_score, f1, -1.0)))
+    best = int(np.argmax(np.where(is_last_of_its_score, values, -1.0)))
     below = sorted_scores[best + 1] if best + 1 < len(scores) else 0.0
     return float((sorted_scores[best] + below) / 2)
 
 
+BEST_THRESHOLD = {"f1": best_f1_threshold, "youden": best_youden_threshold}  # by `Task.threshold_figure`
+
+
 def choose_thresholds(
-    targets: np.ndarray, probabilities: np.ndarray, *, min_positives: int = MIN_POSITIVES
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    best_threshold: Callable = best_f1_threshold,
+    min_positives: int = MIN_POSITIVES,
 ) -> tuple[list[float], list[bool]]:
     """Return one threshold a label, and whether it was chosen on the label's own positives (see the module's text).
 
     Args:
         targets, probabilities (`np.ndarray` of shape `(records, labels)`): of the validation fold.
+        best_threshold: from targets and scores of a label to its threshold, one of `BEST_THRESHOLD`.
         min_positives (`int`): labels with fewer take the pooled threshold, 0.5 where no label has a positive.
     """
-    pooled = best_f1_threshold(targets.ravel(), probabilities.ravel()) if targets.any() else 0.5
+    pooled = best_threshold(targets.ravel(), probabilities.ravel()) if targets.any() else 0.5
     is_own = [bool(positives >= min_positives) for positives in targets.sum(axis=0)]
     thresholds = [
-        best_f1_threshold(targets[:, label], probabilities[:, label]) if own else pooled
+        best_threshold(targets[:, label], probabilities[:, label]) if own else pooled
         for label, own in enumerate(is_own)
     ]
     return [round(min(max(threshold, 0.0), 1.0), 6) for threshold in thresholds], is_own

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from anyecg_hf.records import AGE_OVER_89, find_age_and_sex, parse_age, parse_sex
-from training.labels import ptb_xl_statements, snomed_codes
+from training.labels import is_normal, ptb_xl_statements, snomed_codes
 
 from .sources import SourceRecord
 
@@ -19,7 +19,6 @@ PLAUSIBLE = {"height": (30.0, 250.0), "weight": (1.0, 400.0)}  # cm, kg
 SEX_OF_PTB_XL = {"0": "male", "0.0": "male", "1": "female", "1.0": "female"}
 OVER_89 = "300"  # so PTB-XL writes ages over 89; other corpora mean nothing by it
 NO_NUMBER = "snomed_codes: a part of Dx is no number"
-SINUS_RHYTHM = "426783006"
 AXES = {"LAD": "39732003", "ALAD": "39732003", "RAD": "47665007", "ARAD": "47665007"}  # heart_axis of PTB-XL
 DISEASED = ("MI", "STTC", "CD", "HYP")  # the superclasses that are not NORM
 _SNOMED = re.compile(r"\d{6,18}", re.ASCII)
@@ -70,7 +69,7 @@ def _facts_of_table(table: dict, nulls: list[str]) -> dict:
         "scp_codes": list(statements),
         "scp_likelihoods": list(statements.values()),
         "superclasses": superclasses,
-        "is_normal": superclasses == ["NORM"] if superclasses else None,
+        "is_normal": is_normal(list(statements)),
     }
 
 
@@ -118,9 +117,8 @@ def _snomed_codes(comments: Sequence[str], nulls: list[str]) -> list[str]:
 def _is_normal(codes: list[str], comments: Sequence[str], nulls: list[str]) -> bool | None:
     if not codes:
         return _is_normal_by_admission(comments)
-    if codes != [SINUS_RHYTHM]:
-        return False
-    return None if NO_NUMBER in nulls else True  # what was dropped may be a finding
+    normal = is_normal(codes)
+    return None if normal and NO_NUMBER in nulls else normal  # what was dropped may be a finding
 
 
 def _is_normal_by_admission(comments: Sequence[str]) -> bool | None:
