@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,21 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    EvalPrediction,
+    pipeline,
+)
 
 import tokenization.train
 import training.evaluate
 import training.finetune
 import training.pretrain
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
+from anyecg_hf.simulate import simulate_record
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
 from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
 from training.checkpointing import write_json
@@ -29,6 +39,7 @@ from training.probe import STRENGTHS
 from training.trainer import AnyECGTrainer, NonFiniteError, layer_of
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
+METRICS = RECIPES.parent / "ecg_metrics"
 NETWORK = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -182,7 +193,8 @@ def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifi
     report = json.loads(output.read_text())
     trained = json.loads((classifier / "results.json").read_text())
     assert report["macro_auroc"] == pytest.approx(trained["evaluation"]["macro_auroc"])
-    assert report["ece"] == pytest.approx(trained["calibration"]["ece"], abs=1e-6)
+    assert report["ece"] == pytest.approx(trained["evaluation"]["ece"], abs=1e-6)
+    assert report["macro_f1"] == pytest.approx(trained["evaluation"]["macro_f1"], nan_ok=True)
     assert report["labels"]["NORM"]["positives"] > 0
 
 
@@ -245,6 +257,69 @@ def test_other_tasks_train_and_save_their_labels(cache, tmp_path, task, problem_
     assert config.problem_type == (problem_type or "multi_label_classification")
     if task == "age":  # in years, although it was trained on a standardised scale
         assert 20 < AutoModelForSequenceClassification.from_pretrained(folder).classifier.bias.item() < 90
+
+
+@pytest.fixture
+def snomed_records(monkeypatch):
+    """Simulated records with codes as in the Challenge's headers: sinus rhythm alone or atrial fibrillation."""
+    import training.data
+    from training.corpora.simulated import list_simulated
+
+    def listed(num_records):
+        entries = list_simulated(num_records)
+        return [replace(each, codes=(("426783006",), ("164889003",))[i // 9 % 2]) for i, each in enumerate(entries)]
+
+    monkeypatch.setattr(training.data, "list_simulated", listed)
+    return listed
+
+
+def test_telling_normal_from_abnormal_records_trains_and_no_finding_is_an_answer(
+    snomed_records, cache, tmp_path, monkeypatch
+):
+    folder = _finetune(tmp_path / "classifier", cache, "--task", "anomaly", "--simulate", "36")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["evaluation"]["classes_scored"] == 1 and 0 <= results["evaluation"]["macro_auroc"] <= 1
+    classify = pipeline("ecg-classification", model=str(folder))
+    record = simulate_record(seed=1)
+    (found,) = classify(record)
+    assert found["label"] == "abnormal" and found["threshold"] == classify.model.config.thresholds[0]
+    for threshold, is_positive in ((0.0, True), (1.0, False)):
+        assert classify(record, thresholds=threshold)[0]["positive"] is is_positive
+    monkeypatch.setenv("ANYECG_CACHE", str(cache))
+    monkeypatch.setattr("training.data.list_records", lambda folder: snomed_records(36))
+    output = tmp_path / "results.json"
+    training.evaluate.main(["--checkpoint", str(folder), "--data", str(tmp_path), "--output", str(output)])
+    report = json.loads(output.read_text())
+    assert (
+        report["brier"] == pytest.approx(results["evaluation"]["brier"])
+        and report["labels"]["abnormal"]["positives"] == 2
+    )
+
+
+def test_a_task_whose_records_are_all_negative_trains_and_says_that_nothing_can_be_scored(cache, tmp_path):
+    """Of simulated records only those in sinus rhythm have a diagnostic statement: NORM."""
+    folder = _finetune(tmp_path, cache, "--task", "anomaly")
+    assert json.loads((folder / "results.json").read_text())["evaluation"]["classes_scored"] == 0
+    assert AutoConfig.from_pretrained(folder).thresholds == [0.5]
+
+
+def test_figures_during_training_are_those_of_the_metric_folder(cache, tmp_path):
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache)
+    for task, is_single in (("sex", True), ("rhythm", False)):
+        trainer, _ = training.finetune.build_trainer(
+            *parse_recipe([*argv, "--task", task], training.finetune.ARGUMENTS)
+        )
+        targets = trainer.eval_dataset.targets
+        generator = np.random.default_rng(0)
+        logits = generator.normal(0, 2, (len(targets), trainer.model.config.num_labels)).astype(np.float32)
+        figures = trainer.compute_metrics(EvalPrediction(logits, targets))
+        metric = evaluate.load(str(METRICS), cache_dir=str(tmp_path / "metrics"))
+        probabilities = torch.from_numpy(logits).double()
+        probabilities = probabilities.softmax(-1) if is_single else probabilities.sigmoid()
+        expected = metric.compute(predictions=probabilities.numpy(), references=targets)
+        del expected["labels"]
+        assert {name: figures[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+        assert {"macro_auroc", "macro_auprc", "brier", "ece", "accuracy"} <= set(expected)
 
 
 def test_an_unknown_name_in_a_recipe_is_an_error_that_names_it(tmp_path):

@@ -12,8 +12,8 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import mean_absolute_error, r2_score, roc_auc_score
 
 from training.data import LABEL_COLUMNS, ECGDataset
+from training.ecg_metrics.patient_bootstrap import patient_bootstrap
 from training.labels import Task, build_task
-from training.metrics import patient_bootstrap
 
 RIDGE_PENALTIES = np.logspace(-3, 2, 11)
 LEAST_RECORDS = {"train": 10, "held_out": 5}  # with and without what is probed

@@ -22,10 +22,12 @@ from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, list_sources, load_folds, with_task
+from .ecg_metrics.classification_metrics import class_auroc, mean_of_scored
+from .ecg_metrics.patient_bootstrap import patient_bootstrap
 from .evaluate import task_of
 from .inference import predict_logits
 from .labels import MULTI, Task
-from .metrics import can_score_superclasses, class_auroc, mean_of_scored, patient_bootstrap, superclass_metrics
+from .metrics import can_score_superclasses, superclass_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit, softmax
 from transformers import AutoConfig, set_seed
 
 from anyecg_hf.modeling_anyecg import AnyECGModel
@@ -25,16 +24,13 @@ from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, list_sources, load_folds, with_task
+from .ecg_metrics.classification_metrics import class_metrics
+from .ecg_metrics.patient_bootstrap import intervals_of
 from .inference import embed_records, predict_logits
-from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
+from .labels import FIXED_TASKS, MULTI, REGRESSION, Task, build_task
 from .metrics import (
     can_score_superclasses,
-    class_auprc,
-    class_auroc,
-    expected_calibration_error,
-    macro_f1,
-    mean_of_scored,
-    patient_bootstrap,
+    probabilities_of,
     superclass_metrics,
     task_metrics,
 )
@@ -51,17 +47,7 @@ def task_of(config) -> Task:
         ValueError: the labels are those of no task of this project.
     """
     names = tuple(config.id2label[index] for index in range(config.num_labels))
-    for name in (
-        "statements",
-        "superclass",
-        "superclass_single",
-        "subclass",
-        "diagnostic",
-        "form",
-        "rhythm",
-        "age",
-        "sex",
-    ):
+    for name in FIXED_TASKS:
         task = build_task(name)
         if task.names == names and task.problem_type == config.problem_type:
             return task
@@ -78,52 +64,26 @@ def classifier_report(
     *,
     num_resamples: int = 0,
 ) -> dict:
-    """Return all figures of a classifier on `records`, which carry the task's targets."""
-    logits = predict_logits(model, records, collator)
-    report = {"num_records": len(records), **task_metrics(task, logits, records.targets)}
-    if task.problem_type == MULTI:
-        report |= _multi_label_report(model, records, task, expit(logits.astype(np.float64)))
-    if num_resamples and task.problem_type != REGRESSION:
-        report["intervals_95"] = _intervals(logits, records, task, num_resamples)
-    return report
+    """Return all figures of a classifier on `records`, which carry the task's targets.
 
-
-def _multi_label_report(model, records: ECGDataset, task: Task, probabilities: np.ndarray) -> dict:
-    targets = records.targets
-    report = {"ece": expected_calibration_error(targets, probabilities)}
-    if model.config.thresholds is not None:
-        report["macro_f1"] = macro_f1(targets, probabilities, model.config.thresholds)
-    if can_score_superclasses(task.names):
+    Multi-label figures that depend on thresholds take those of the model's configuration, 0.5 where it has none.
+    """
+    logits, targets, thresholds = predict_logits(model, records, collator), records.targets, model.config.thresholds
+    report = {"num_records": len(records), **task_metrics(task, logits, targets, thresholds=thresholds)}
+    if task.problem_type == REGRESSION:
+        return report
+    probabilities = probabilities_of(task, logits)
+    if task.problem_type == MULTI and can_score_superclasses(task.names):
         by_max = superclass_metrics(targets, probabilities, task.names, rule="max")
         report["superclass_auroc_by_max"] = by_max["superclass_auroc"]
-    auroc, auprc, positives = (
-        class_auroc(targets, probabilities),
-        class_auprc(targets, probabilities),
-        targets.sum(axis=0),
-    )
-    report["labels"] = {
-        name: {"positives": int(positives[i]), "auroc": float(auroc[i]), "auprc": float(auprc[i])}
-        for i, name in enumerate(task.names)
-    }
+    report["labels"] = class_metrics(targets, probabilities, task.names, thresholds=thresholds)
+    if num_resamples:
+        report["intervals_95"] = intervals_of(
+            records.column("patient_id"),
+            lambda indices: task_metrics(task, logits[indices], targets[indices], thresholds=thresholds),
+            num_resamples=num_resamples,
+        )
     return report
-
-
-def _intervals(logits: np.ndarray, records: ECGDataset, task: Task, num_resamples: int) -> dict:
-    targets, patients, logits = records.targets, records.column("patient_id"), logits.astype(np.float64)
-    probabilities = expit(logits)
-    if task.problem_type == SINGLE:
-        targets, probabilities = np.eye(len(task.names))[targets.astype(int)], softmax(logits, axis=-1)
-
-    def macro_auroc(indices: np.ndarray) -> float:
-        return mean_of_scored(class_auroc(targets[indices], probabilities[indices]))
-
-    def superclass_auroc(indices: np.ndarray) -> float:
-        return superclass_metrics(targets[indices], probabilities[indices], task.names)["superclass_auroc"]
-
-    figures = {"macro_auroc": macro_auroc}
-    if task.problem_type == MULTI and can_score_superclasses(task.names):
-        figures["superclass_auroc"] = superclass_auroc
-    return {name: patient_bootstrap(patients, figure, num_resamples=num_resamples) for name, figure in figures.items()}
 
 
 def linear_probe(

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.special import expit
 from transformers import set_seed
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
@@ -27,14 +26,15 @@ from .checkpointing import checkpoints_in, load_extractor
 from .collate import AugmentationArguments, ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits, with_task
+from .ecg_metrics.classification_metrics import expected_calibration_error
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
-from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
+from .metrics import best_metric_of, probabilities_of, task_metrics
 from .probe import LinearProbe
 from .run_inputs import digest_inputs
 from .runs import describe_end, finish, is_finished, run_training
 from .splits import spread_order
-from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
+from .thresholds import BEST_THRESHOLD, choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
 from .trainer import AnyECGTrainer
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ class TaskArguments:
     task: str = field(
         default="statements",
         metadata={
-            "help": "statements, superclass, superclass_single, subclass, diagnostic, form, rhythm, codes, age, sex"
+            "help": "statements, superclass, superclass_single, subclass, diagnostic, form, rhythm, challenge, anomaly, codes, "
+            "age, sex"
         },
     )
     head_start: str = field(
@@ -205,19 +206,18 @@ def complete_head(trainer: AnyECGTrainer, task: Task) -> dict:
     fold_in_temperature(model.classifier, temperature)
     facts = {"temperature": temperature}
     if task.problem_type == MULTI:
-        facts["ece_before"] = expected_calibration_error(targets, expit(logits))
-        facts |= _set_thresholds(model, task, targets, expit(logits / temperature))
-    return {"calibration": facts, "evaluation": task_metrics(task, logits / temperature, targets)}
+        facts["ece_before"] = expected_calibration_error(targets, probabilities_of(task, logits))
+        facts["labels_with_pooled_threshold"] = _set_thresholds(model, task, targets, logits / temperature)
+    figures = task_metrics(task, logits / temperature, targets, thresholds=model.config.thresholds)
+    return {"calibration": facts, "evaluation": figures}
 
 
-def _set_thresholds(model, task: Task, targets: np.ndarray, probabilities: np.ndarray) -> dict:
-    thresholds, is_own = choose_thresholds(targets, probabilities)
-    model.config.thresholds = thresholds
-    return {
-        "ece": expected_calibration_error(targets, probabilities),
-        "macro_f1": macro_f1(targets, probabilities, thresholds),
-        "labels_with_pooled_threshold": [name for name, own in zip(task.names, is_own, strict=True) if not own],
-    }
+def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) -> list[str]:
+    """Store a threshold for each label; return the labels that had too few positives for one of their own."""
+    model.config.thresholds, is_own = choose_thresholds(
+        targets, probabilities_of(task, logits), best_threshold=BEST_THRESHOLD[task.threshold_figure]
+    )
+    return [name for name, own in zip(task.names, is_own, strict=True) if not own]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,8 +1,4 @@
-"""Figures of classification: macro AUROC and AUPRC, superclass scores, calibration error, confidence intervals.
-
-Classes of which a split holds only positives or only negatives have no AUROC and are left out of every macro mean; how
-many were scored is always reported beside it.
-"""
+"""Figures of a task of this project: those of `ecg_metrics` from its logits, scores of PTB-XL's superclasses, regression."""
 
 from __future__ import annotations
 
@@ -10,61 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit, softmax
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, f1_score
 
-from .labels import MULTI, REGRESSION, SINGLE, SUPERCLASSES, Task, superclass_members
-
-NUM_CALIBRATION_BINS = 15
-FEW_POSITIVES = 10
-
-
-def scored_classes(targets: np.ndarray, *, min_positives: int = 1) -> np.ndarray:
-    """Return the columns of `targets` (records, classes) of 0/1 that have at least `min_positives` and one negative."""
-    positives = targets.sum(axis=0)
-    return np.flatnonzero((positives >= max(1, min_positives)) & (positives < len(targets)))
-
-
-def class_auroc(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the AUROC of each class, `(classes,)`, NaN where a class has only one outcome.
-
-    By the ranks of the positives (Mann & Whitney), all classes at once: a bootstrap calls this a thousand times.
-    """
-    columns, result = scored_classes(targets), np.full(targets.shape[1], np.nan)
-    is_positive = targets[:, columns] > 0
-    positives = is_positive.sum(axis=0)
-    rank_sums = (rankdata(scores[:, columns], axis=0) * is_positive).sum(axis=0)
-    result[columns] = (rank_sums - positives * (positives + 1) / 2) / (positives * (len(targets) - positives))
-    return result
-
-
-def class_auprc(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the average precision of each class, `(classes,)`, NaN where a class has only one outcome."""
-    result = np.full(targets.shape[1], np.nan)
-    for column in scored_classes(targets):
-        result[column] = average_precision_score(targets[:, column], scores[:, column])
-    return result
-
-
-def multi_label_metrics(targets: np.ndarray, scores: np.ndarray, *, prefix: str = "") -> dict[str, float]:
-    """Return macro AUROC and AUPRC of `scores` (records, classes) against `targets` of 0/1.
-
-    `macro_auroc` takes all classes with both outcomes, `macro_auroc_10` those with ten positives or more (rare classes
-    make the first one noisy). NaN where no class can be scored.
-    """
-    auroc, frequent = class_auroc(targets, scores), scored_classes(targets, min_positives=FEW_POSITIVES)
-    return {
-        f"{prefix}macro_auroc": mean_of_scored(auroc),
-        f"{prefix}macro_auroc_10": mean_of_scored(auroc[frequent]),
-        f"{prefix}macro_auprc": mean_of_scored(class_auprc(targets, scores)),
-        f"{prefix}classes_scored": int(np.isfinite(auroc).sum()),
-        f"{prefix}classes_scored_10": len(frequent),
-    }
-
-
-def mean_of_scored(values: np.ndarray) -> float:
-    """Return the mean of the finite `values`, NaN where there is none."""
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+from .ecg_metrics.classification_metrics import (
+    ChallengeWeights,
+    class_auroc,
+    classification_metrics,
+    load_challenge_weights,
+    mean_of_scored,
+)
+from .labels import LABEL_MAPS, MULTI, REGRESSION, SINGLE, SUPERCLASSES, Task, superclass_members
 
 
 def superclass_scores(probabilities: np.ndarray, names: Sequence[str], *, rule: str = "any") -> np.ndarray:
@@ -107,13 +57,10 @@ def superclass_metrics(
     group_targets, group_scores = superclass_targets(targets, names), superclass_scores(probabilities, names, rule=rule)
     stated = group_targets.any(axis=1)
     strict = class_auroc(group_targets[stated], group_scores[stated])
-    by_group = {
-        f"auroc_{group}": float(value) for group, value in zip(SUPERCLASSES, strict, strict=True) if value == value
-    }
     return {
         "superclass_auroc": mean_of_scored(strict),
         "superclass_auroc_all": mean_of_scored(class_auroc(group_targets, group_scores)),
-        **by_group,
+        **{f"auroc_{group}": float(value) for group, value in zip(SUPERCLASSES, strict, strict=True)},
     }
 
 
@@ -122,38 +69,36 @@ def can_score_superclasses(names: Sequence[str]) -> bool:
     return all(superclass_members(names).values())
 
 
-def expected_calibration_error(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean gap between predicted and observed share of positives: 15 equal bins, all labels pooled."""
-    targets, probabilities = targets.ravel(), probabilities.ravel()
-    bins = np.minimum((probabilities * NUM_CALIBRATION_BINS).astype(int), NUM_CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=NUM_CALIBRATION_BINS)
-    gaps = np.abs(
-        np.bincount(bins, weights=probabilities, minlength=NUM_CALIBRATION_BINS)
-        - np.bincount(bins, weights=targets, minlength=NUM_CALIBRATION_BINS)
-    )
-    return float(gaps.sum() / counts.sum())
+def task_metrics(
+    task: Task, logits: np.ndarray, targets: np.ndarray, *, thresholds: Sequence[float] | None = None
+) -> dict[str, float]:
+    """Return the figures of a task from raw model outputs.
+
+    Args:
+        logits (`np.ndarray` of shape `(records, labels)`).
+        targets: as `Task.encode` gives them.
+        thresholds: of a multi-label task, one a label; 0.5 without, as in the pipeline.
+    """
+    if task.problem_type == REGRESSION:
+        return _regression_metrics(logits, targets)
+    probabilities = probabilities_of(task, logits)
+    figures = classification_metrics(targets, probabilities, thresholds=thresholds, challenge=challenge_weights(task))
+    if task.problem_type == MULTI and can_score_superclasses(task.names):
+        figures |= superclass_metrics(targets, probabilities, task.names)
+    return figures
 
 
-def macro_f1(targets: np.ndarray, probabilities: np.ndarray, thresholds: Sequence[float]) -> float:
-    """Return the mean F1 of the classes with both outcomes, with one threshold a class."""
-    columns = scored_classes(targets)
-    predicted = probabilities >= np.asarray(thresholds)
-    return float(np.mean([f1_score(targets[:, c], predicted[:, c], zero_division=0) for c in columns]))
+def probabilities_of(task: Task, logits: np.ndarray) -> np.ndarray:
+    """Return the probabilities `(records, labels)`, float64, of a classification task."""
+    logits = logits.astype(np.float64)
+    return softmax(logits, axis=-1) if task.problem_type == SINGLE else expit(logits)
 
 
-def task_metrics(task: Task, logits: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """Return the figures of a task from raw model outputs: `logits` (records, labels) and its targets."""
-    if task.problem_type == MULTI:
-        probabilities = expit(logits.astype(np.float64))
-        figures = multi_label_metrics(targets, probabilities)
-        if can_score_superclasses(task.names):
-            figures |= superclass_metrics(targets, probabilities, task.names)
-        return figures
-    if task.problem_type == SINGLE:
-        probabilities = softmax(logits.astype(np.float64), axis=-1)
-        one_hot = np.eye(len(task.names))[targets.astype(int)]
-        return multi_label_metrics(one_hot, probabilities) | {"accuracy": float((logits.argmax(-1) == targets).mean())}
-    return _regression_metrics(logits, targets)
+def challenge_weights(task: Task) -> ChallengeWeights | None:
+    """Return the weights of the Challenge score for the task "challenge", None for others, which have no such score."""
+    if task.name != "challenge":
+        return None
+    return load_challenge_weights(LABEL_MAPS / "challenge_weights.csv", task.names)
 
 
 def _regression_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str, float]:
@@ -166,26 +111,3 @@ def _regression_metrics(predicted: np.ndarray, targets: np.ndarray) -> dict[str,
 def best_metric_of(task: Task) -> tuple[str, bool]:
     """Return `(name, greater_is_better)` of the figure that chooses the checkpoint."""
     return ("mae", False) if task.problem_type == REGRESSION else ("macro_auroc", True)
-
-
-def patient_bootstrap(
-    patients: Sequence[str], figure, *, num_resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95 % interval of `figure(indices)` over resamples of patients, each with all its records.
-
-    Resamples in which `figure` is NaN are left out (a class may lose all its positives).
-    """
-    by_patient: dict[str, list[int]] = {}
-    for index, patient in enumerate(patients):
-        by_patient.setdefault(patient, []).append(index)
-    groups = [np.array(indices) for indices in by_patient.values()]
-    generator = np.random.default_rng(seed)
-    values = []
-    for _ in range(num_resamples):
-        drawn = generator.integers(len(groups), size=len(groups))
-        values.append(figure(np.concatenate([groups[group] for group in drawn])))
-    finite = np.array(values)[np.isfinite(values)]
-    if len(finite) == 0:
-        return float("nan"), float("nan")
-    low, high = np.percentile(finite, [2.5, 97.5])
-    return float(low), float(high)

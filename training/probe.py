@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from .metrics import class_auroc, mean_of_scored
+from .ecg_metrics.classification_metrics import class_auroc, mean_of_scored
 from .thresholds import log_odds
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""The figures of this project, each in one place: for training, and as a metric that `evaluate.load` takes (README.md)."""
