@@ -34,6 +34,7 @@ OBJECTIVES = ("masked_codes", "record_losses", "masked_waveform", "latents")
 # masked codes with the losses of the whole record; shifted so far that some records have no beats to tell
 RECORD_LOSSES = ["--beat_weight", "3", "--demography_weight", "0.5", "--max_shift_seconds", "9"]
 PLAIN = ["--weight_average_decay", "0", "--keep_best", "False"]  # as under FSDP
+PROBE = ["--head_start", "probe", *PLAIN]
 MAINS = {"tokenization.train": tokenization.train, "training.pretrain": training.pretrain,
          "training.finetune": training.finetune}  # fmt: skip
 WHOLE, ACCUMULATED, TWO, TWO_ACCUMULATED = (1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2)  # processes, batch, accumulation
@@ -180,7 +181,7 @@ def in_shards(folder):
     """Runs under FSDP2 with the project's configuration file, and one that goes on from the middle."""
     runs = [_run(folder, "latents", TWO, "--gradient_checkpointing", "True", name="shards-latents")]
     runs += [_run(folder, stage, TWO, name=f"shards-{stage}") for stage in ("masked_codes", "record_losses")]
-    runs += [_run(folder, "finetune", TWO, *PLAIN, name="shards-finetune")]
+    runs += [_run(folder, "finetune", TWO, *PROBE, name="shards-finetune")]
     runs += [["copy", [str(folder / "shards-latents" / "checkpoint-3"), str(folder / "resumed" / "checkpoint-3")]]]
     runs += [_run(folder, "latents", TWO, "--gradient_checkpointing", "True", name="resumed")]
     return _launch(folder, runs, RECIPES / "fsdp2.yaml")
@@ -189,6 +190,12 @@ def in_shards(folder):
 @pytest.mark.parametrize("objective", ["latents", "masked_codes", "record_losses"])
 def test_weights_in_shards_train_to_the_same_model(folder, in_shards, objective):
     _assert_same_run(folder / f"shards-{objective}", folder / _name(objective, WHOLE))
+
+
+def test_fine_tuning_in_shards_starts_from_the_probe_that_one_process_fits(folder, in_shards):
+    module, argv = _run(folder, "finetune", WHOLE, *PROBE, name="probe")
+    MAINS[module].main(argv)
+    _assert_same_run(folder / "shards-finetune", folder / "probe")
 
 
 def test_a_run_in_shards_that_was_stopped_goes_on_from_its_checkpoint(folder, in_shards):

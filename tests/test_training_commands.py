@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -646,6 +647,17 @@ def test_a_head_can_start_as_a_linear_probe_of_the_backbone(backbone, cache, tmp
         AnyECGModel.from_pretrained(backbone).state_dict()["encoder.norm.weight"],
         trainer.model.anyecg.encoder.norm.weight,
     )
+
+
+def test_the_probe_that_a_head_starts_from_is_that_of_the_first_process(backbone, cache, tmp_path, monkeypatch):
+    """In shards each process kept its own rows of its own head."""
+    sent = SimpleNamespace(weight=np.full((71, 16), 0.25), bias=np.arange(71.0))
+    monkeypatch.setattr(training.finetune, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(training.finetune, "broadcast_object_list", lambda objects: [objects[0] or sent])
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--head_start", "probe")
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    head = trainer.model.classifier
+    assert (head.weight == 0.25).all() and head.bias.tolist() == list(range(71))
 
 
 def test_a_head_start_that_is_unknown_or_not_for_the_task_is_refused(backbone, cache, tmp_path):

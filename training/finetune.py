@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from scipy.special import expit
 from transformers import set_seed
 
@@ -114,6 +116,8 @@ def start_head_at_probe(
 ) -> None:
     """Let the head be a linear probe of the backbone as it is: fine-tuning then starts at the probe's figures.
 
+    The first process fits it for all, which must all come here: another GPU's rounding may choose another penalty.
+
     Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
 
     Raises:
@@ -123,6 +127,13 @@ def start_head_at_probe(
         raise ValueError(
             f"--head_start probe is for tasks of several labels at once; {task.name} is {task.problem_type}."
         )
+    probe = broadcast_object_list([_fit_probe(model, train, collator) if PartialState().is_main_process else None])[0]
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.as_tensor(probe.weight))
+        model.classifier.bias.copy_(torch.as_tensor(probe.bias))
+
+
+def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collator: ECGCollator) -> LinearProbe:
     patients = train.column("patient_id")
     train = train.take(
         sorted(range(len(train)), key=lambda index: spread_order(patients[index]))
@@ -130,10 +141,7 @@ def start_head_at_probe(
     classifier, model.classifier = model.classifier, torch.nn.Identity()
     features = predict_logits(model, train, collator)  # what the head will see
     model.classifier = classifier
-    probe = LinearProbe(features, train.targets)
-    with torch.no_grad():
-        classifier.weight.copy_(torch.as_tensor(probe.weight))
-        classifier.bias.copy_(torch.as_tensor(probe.bias))
+    return LinearProbe(features, train.targets)
 
 
 def build_trainer(model_args, extractor_args, data_args, augmentation, task_args, args) -> tuple[AnyECGTrainer, Task]:
