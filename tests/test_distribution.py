@@ -164,6 +164,16 @@ def test_the_best_step_is_the_same_in_two_processes(folder, in_two):
     assert reports[0]["records_seen"] == reports[1]["records_seen"] == 48
 
 
+def test_the_records_seen_are_those_of_the_processes_that_trained(folder, in_two):
+    """One process may write the results of a run that several have trained: it counted its own batches alone."""
+    trained, finished = folder / _name("finetune", TWO), folder / "finished-finetune"
+    shutil.copytree(trained / "checkpoint-6", finished / "checkpoint-6")
+    shutil.copy(trained / "run_arguments.json", finished)
+    module, argv = _run(folder, "finetune", TWO, name=finished.name)
+    MAINS[module].main(argv)
+    assert json.loads((finished / "results.json").read_text())["records_seen"] == 48
+
+
 def test_contrast_over_two_processes_differs_by_its_noise_only(folder, in_two):
     """Its loss was twice as large in two processes: means were taken for shares of a sum."""
     one, two = (_losses(folder / _name("contrastive", division)) for division in (WHOLE, TWO))

@@ -34,7 +34,7 @@ from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, expected_calibration_error, macro_f1, task_metrics
 from .probe import LinearProbe
 from .run_inputs import digest_inputs
-from .runs import describe_end, finish, is_finished, run_training
+from .runs import describe_end, finish, is_finished, records_seen, run_training
 from .splits import spread_order
 from .thresholds import choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
 from .trainer import AnyECGTrainer
@@ -230,16 +230,13 @@ def _set_thresholds(model, task: Task, targets: np.ndarray, probabilities: np.nd
 
 def main(argv: Sequence[str]) -> None:
     instances = parse_recipe(argv, ARGUMENTS)
-    args = instances[-1]
     trainer, task = build_trainer(*instances)
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
     report = {}
     if trainer.is_world_process_zero():
-        report = describe_end(trainer)
-        report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
-        report |= complete_head(trainer, task)
+        report = describe_end(trainer) | {"records_seen": records_seen(trainer)} | complete_head(trainer, task)
         logger.info("fold 9: %s", report["evaluation"])
     finish(trainer, report)
 
