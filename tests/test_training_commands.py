@@ -617,6 +617,15 @@ def test_codes_are_learned_beside_age_sex_and_beats_and_all_are_evaluated(quanti
     assert logged["loss"] == pytest.approx(parts, rel=1e-4)
 
 
+def test_pretraining_without_the_loss_of_codes_ends_as_a_backbone_without_a_code_head(quantizer, cache, tmp_path):
+    _pretrain(tmp_path, cache, quantizer, "--code_weight", "0", "--beat_weight", "3", "--max_steps", "2")
+    assert type(AutoModel.from_pretrained(tmp_path)) is AnyECGModel
+    assert AutoConfig.from_pretrained(tmp_path).architectures == ["AnyECGModel"]
+    assert not any("code_head" in name for name in load_file(tmp_path / "model.safetensors"))
+    with pytest.raises(ValueError, match="missing weights.*code_head"):
+        AnyECGForMaskedCodeModeling.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--beat_weight", "-1"], "--beat_weight -1.0: accepted are 0"),
     (["--code_weight", "0"], "leaves nothing to learn"),

@@ -69,6 +69,10 @@ class MaskedCodes(Objective):
         by_head = [head.record_sums(pooled, batch) for head in self.record_heads.values()]
         return outputs | {"sums": torch.cat([sums, *by_head], dim=1)}
 
+    def finished_model(self):
+        """Return the model, without its code head where that has learned nothing: its weights would be random."""
+        return self.model if self.code_weight else self.model.anyecg
+
     def count_items(self, batch):
         counts = super().count_items(batch)
         for head in self.record_heads.values():
