@@ -99,15 +99,6 @@ class CosineVectorQuantizer(nn.Module):
         self.steps_unused.zero_()
         self.num_restarts.zero_()
 
-    def figures(self):
-        """Return what the moving shares say of the codebook: its perplexity, dead codes, codes restarted so far."""
-        shares = self.code_share.double() / self.code_share.double().sum()
-        return {
-            "codebook_perplexity": float(torch.exp(-torch.xlogy(shares, shares).sum())),
-            "dead_codes": int((self.code_share < self.dead_code_share / self.codebook_size).sum()),
-            "restarted_codes": int(self.num_restarts),
-        }
-
     @torch.no_grad()
     def _track(self, vectors, codes):
         """Update usage, codebook ("ema") and dead codes from the valid `vectors` (num, C) of one training step."""

@@ -37,7 +37,8 @@ OPTIONS = {
     "--per_device_train_batch_size 4 --simulate 18 --max_eval_records 4 --num_proc 1 --disable_tqdm True "
     "--max_shift_seconds 1.0 --gain_range 0.2 --noise_mv 0.02 --lead_subset_probability 0.5",
     "quantizer": "--codebook_start_step 3 --codebook_start_vectors 200 --health_records 2",
-    "pretrain": "--unigram_records 8 --weight_average_decay 0.9 --gradient_accumulation_steps 2",
+    "pretrain": "--unigram_records 8 --weight_average_decay 0.9 --gradient_accumulation_steps 2 --beat_weight 3 "
+    "--demography_weight 0.5",
     "finetune": "--weight_average_decay 0.9 --keep_best True --gradient_accumulation_steps 2",
 }
 PATIENCE = 240  # seconds for one run; more is an error

@@ -30,8 +30,11 @@ QUANTIZER = NETWORK | {
     "stem_channels": [8, 8, 8], "num_decoder_layers": 1, "codebook_size": 16, "codebook_dim": 4,
     "dead_code_steps": 1, "dead_code_share": 0.9,
 }  # fmt: skip
-OBJECTIVES = ("masked_codes", "masked_waveform", "latents")
+OBJECTIVES = ("masked_codes", "record_losses", "masked_waveform", "latents")
+# masked codes with the losses of the whole record; shifted so far that some records have no beats to tell
+RECORD_LOSSES = ["--beat_weight", "3", "--demography_weight", "0.5", "--max_shift_seconds", "9"]
 PLAIN = ["--weight_average_decay", "0", "--keep_best", "False"]  # as under FSDP
+PROBE = ["--head_start", "probe", *PLAIN]
 MAINS = {"tokenization.train": tokenization.train, "training.pretrain": training.pretrain,
          "training.finetune": training.finetune}  # fmt: skip
 WHOLE, ACCUMULATED, TWO, TWO_ACCUMULATED = (1, 8, 1), (1, 4, 2), (2, 4, 1), (2, 2, 2)  # processes, batch, accumulation
@@ -51,7 +54,8 @@ def _run(folder, stage, division, *options, name=None):
     elif stage == "finetune":
         module, recipe = "training.finetune", "smoke_finetune.yaml"
     else:
-        options = ["--objective", stage, "--unigram_records", "8", *options]
+        objective = ["masked_codes", *RECORD_LOSSES] if stage == "record_losses" else [stage]
+        options = ["--objective", *objective, "--unigram_records", "8", *options]
         options += ["--quantizer", str(folder / _name("ema", WHOLE))]
     argv = [
         str(RECIPES / recipe), "--output_dir", str(folder / (name or _name(stage, division))),
@@ -90,7 +94,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def in_two(folder):
     runs = [_run(folder, stage, TWO) for stage in ("ema", "gradient", *OBJECTIVES, "contrastive", "finetune")]
-    runs += [_run(folder, stage, TWO_ACCUMULATED) for stage in ("latents", "finetune")]
+    runs += [_run(folder, stage, TWO_ACCUMULATED) for stage in ("latents", "record_losses", "finetune")]
     checkpointing = ["--gradient_checkpointing", "True"]
     runs.append(_run(folder, "finetune", TWO, *checkpointing, name="finetune-checkpointing"))
     return _launch(folder, runs)
@@ -142,7 +146,8 @@ def test_two_processes_train_what_one_trains_with_the_same_batch(folder, in_two,
 
 
 @pytest.mark.parametrize("stage, division", [
-    ("masked_codes", ACCUMULATED), ("finetune", ACCUMULATED), ("latents", TWO_ACCUMULATED), ("finetune", TWO_ACCUMULATED),
+    ("masked_codes", ACCUMULATED), ("finetune", ACCUMULATED), ("latents", TWO_ACCUMULATED),
+    ("record_losses", TWO_ACCUMULATED), ("finetune", TWO_ACCUMULATED),
 ])  # fmt: skip
 def test_micro_batches_train_what_the_whole_batch_trains(folder, in_two, stage, division):
     _assert_same_run(folder / _name(stage, division), folder / _name(stage, WHOLE))
@@ -157,6 +162,16 @@ def test_the_best_step_is_the_same_in_two_processes(folder, in_two):
     reports = [json.loads((folder / _name("finetune", d) / "results.json").read_text()) for d in (WHOLE, TWO)]
     assert reports[0]["best_step"] == reports[1]["best_step"]
     assert reports[0]["records_seen"] == reports[1]["records_seen"] == 48
+
+
+def test_the_records_seen_are_those_of_the_processes_that_trained(folder, in_two):
+    """One process may write the results of a run that several have trained: it counted its own batches alone."""
+    trained, finished = folder / _name("finetune", TWO), folder / "finished-finetune"
+    shutil.copytree(trained / "checkpoint-6", finished / "checkpoint-6")
+    shutil.copy(trained / "run_arguments.json", finished)
+    module, argv = _run(folder, "finetune", TWO, name=finished.name)
+    MAINS[module].main(argv)
+    assert json.loads((finished / "results.json").read_text())["records_seen"] == 48
 
 
 def test_contrast_over_two_processes_differs_by_its_noise_only(folder, in_two):
@@ -175,16 +190,22 @@ def test_activation_checkpointing_in_two_processes_changes_nothing(folder, in_tw
 def in_shards(folder):
     """Runs under FSDP2 with the project's configuration file, and one that goes on from the middle."""
     runs = [_run(folder, "latents", TWO, "--gradient_checkpointing", "True", name="shards-latents")]
-    runs += [_run(folder, "masked_codes", TWO, name="shards-masked_codes")]
-    runs += [_run(folder, "finetune", TWO, *PLAIN, name="shards-finetune")]
+    runs += [_run(folder, stage, TWO, name=f"shards-{stage}") for stage in ("masked_codes", "record_losses")]
+    runs += [_run(folder, "finetune", TWO, *PROBE, name="shards-finetune")]
     runs += [["copy", [str(folder / "shards-latents" / "checkpoint-3"), str(folder / "resumed" / "checkpoint-3")]]]
     runs += [_run(folder, "latents", TWO, "--gradient_checkpointing", "True", name="resumed")]
     return _launch(folder, runs, RECIPES / "fsdp2.yaml")
 
 
-@pytest.mark.parametrize("objective", ["latents", "masked_codes"])
+@pytest.mark.parametrize("objective", ["latents", "masked_codes", "record_losses"])
 def test_weights_in_shards_train_to_the_same_model(folder, in_shards, objective):
     _assert_same_run(folder / f"shards-{objective}", folder / _name(objective, WHOLE))
+
+
+def test_fine_tuning_in_shards_starts_from_the_probe_that_one_process_fits(folder, in_shards):
+    module, argv = _run(folder, "finetune", WHOLE, *PROBE, name="probe")
+    MAINS[module].main(argv)
+    _assert_same_run(folder / "shards-finetune", folder / "probe")
 
 
 def test_a_run_in_shards_that_was_stopped_goes_on_from_its_checkpoint(folder, in_shards):

@@ -165,6 +165,20 @@ def test_a_records_codes_do_not_depend_on_its_batch_nor_on_mixed_precision(token
         assert (together[index, num_leads:] == -100).all() and (together[index, :, num_patches:] == -100).all()
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has these names from 2.9")
+def test_codes_are_made_without_tf32(tokenizer, data, monkeypatch):
+    records, collator = _records(tokenizer, data), ECGCollator(load_extractor(tokenizer))
+    quantizer, seen = tiny_quantizer(), []
+
+    def encode(*inputs):
+        seen.extend(owner.fp32_precision for owner in (torch.backends.cudnn.conv, torch.backends.cuda.matmul))
+        return type(quantizer).encode(quantizer, *inputs)
+
+    monkeypatch.setattr(quantizer, "encode", encode)
+    encode_batch(quantizer, collator([records[0]]))
+    assert seen == ["ieee", "ieee"]
+
+
 def test_dropped_leads_take_their_codes_along(tokenizer, codes, data):
     records = _records(tokenizer, data).with_codes(StoredCodes(codes))
     augmentation = AugmentationArguments(max_leads=3)

@@ -297,6 +297,7 @@ def test_a_run_under_a_constant_schedule_that_is_lengthened_ends_as_one_of_that_
 
 def test_an_objective_that_follows_the_length_of_a_run_is_not_lengthened(starter, output_dir):
     options = ("--objective", "latents", "--lr_scheduler_type", "constant", "--weight_average_decay", "0")
+    options += ("--beat_weight", "0", "--demography_weight", "0")
     starter.whole("quantizer")
     starter.run("pretrain", output_dir, *options, "--max_steps", "2")
     run = starter.run("pretrain", output_dir, *options, "--max_steps", "4")

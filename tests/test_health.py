@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,7 +9,6 @@ from test_training_commands import QUANTIZER, _argv, _rewind
 
 import tokenization.train
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
-from anyecg_hf.vector_quantizer import CosineVectorQuantizer
 from training.checkpointing import last_checkpoint
 from training.health import CollapseError, refuse_collapse
 
@@ -86,14 +84,3 @@ def test_a_figure_below_its_floor_or_not_a_number_is_a_collapse_and_one_on_it_is
     for value in (0.09, float("nan")):
         with pytest.raises(CollapseError, match="step 7: spread.*All is one"):
             refuse_collapse(floors, {"spread": value}, step=7)
-
-
-def test_the_codebooks_figures_follow_from_its_shares():
-    quantizer = CosineVectorQuantizer(4, 2, update="ema", ema_decay=0.9, dead_code_share=0.1, dead_code_steps=5)
-    quantizer.reset_parameters()
-    shares = np.array([0.5, 0.3, 0.19, 0.01])
-    quantizer.code_share.copy_(torch.tensor(shares))
-    figures = quantizer.figures()
-    assert figures["codebook_perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
-    assert figures["dead_codes"] == 1 and figures["restarted_codes"] == 0
-    json.dumps(figures)

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -691,6 +692,15 @@ def test_codes_are_learned_beside_age_sex_and_beats_and_all_are_evaluated(quanti
     assert logged["loss"] == pytest.approx(parts, rel=1e-4)
 
 
+def test_pretraining_without_the_loss_of_codes_ends_as_a_backbone_without_a_code_head(quantizer, cache, tmp_path):
+    _pretrain(tmp_path, cache, quantizer, "--code_weight", "0", "--beat_weight", "3", "--max_steps", "2")
+    assert type(AutoModel.from_pretrained(tmp_path)) is AnyECGModel
+    assert AutoConfig.from_pretrained(tmp_path).architectures == ["AnyECGModel"]
+    assert not any("code_head" in name for name in load_file(tmp_path / "model.safetensors"))
+    with pytest.raises(ValueError, match="missing weights.*code_head"):
+        AnyECGForMaskedCodeModeling.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--beat_weight", "-1"], "--beat_weight -1.0: accepted are 0"),
     (["--code_weight", "0"], "leaves nothing to learn"),
@@ -721,6 +731,17 @@ def test_a_head_can_start_as_a_linear_probe_of_the_backbone(backbone, cache, tmp
         AnyECGModel.from_pretrained(backbone).state_dict()["encoder.norm.weight"],
         trainer.model.anyecg.encoder.norm.weight,
     )
+
+
+def test_the_probe_that_a_head_starts_from_is_that_of_the_first_process(backbone, cache, tmp_path, monkeypatch):
+    """In shards each process kept its own rows of its own head."""
+    sent = SimpleNamespace(weight=np.full((71, 16), 0.25), bias=np.arange(71.0))
+    monkeypatch.setattr(training.finetune, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(training.finetune, "broadcast_object_list", lambda objects: [objects[0] or sent])
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--head_start", "probe")
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    head = trainer.model.classifier
+    assert (head.weight == 0.25).all() and head.bias.tolist() == list(range(71))
 
 
 def test_a_head_start_that_is_unknown_or_not_for_the_task_is_refused(backbone, cache, tmp_path):

@@ -41,10 +41,19 @@ class CodeUse:
         total = counts.sum()
         share.lerp_(torch.where(total > 0, counts / total.clamp(min=1), share), 1 - self._quantizer.ema_decay)
 
-    def perplexity(self) -> float:
-        """Return exp of the entropy of the shares: the number of equally used codes that would carry as much."""
-        shares = self.values["share"].double() / self.values["share"].double().sum()
-        return float(torch.exp(-torch.xlogy(shares, shares).sum()))
+    def figures(self) -> dict[str, float | int]:
+        """Return what is logged of the codebook.
+
+        Its perplexity, exp of the entropy of the shares: the number of equally used codes that would carry as much; codes that
+        are dead by the quantizer's measure, those that were moved and not taken since among them; codes moved so far.
+        """
+        share, quantizer = self.values["share"], self._quantizer
+        normalised = share.double() / share.double().sum()
+        return {
+            "codebook_perplexity": float(torch.exp(-torch.xlogy(normalised, normalised).sum())),
+            "dead_codes": int((share < quantizer.dead_code_share / len(share)).sum()),
+            "restarted_codes": int(quantizer.num_restarts),
+        }
 
     def save(self, path: Path) -> None:
         save_file(self.values, str(path))

@@ -99,7 +99,7 @@ class QuantizerTrainer(AnyECGTrainer):
     def state_figures(self):
         if self.state.global_step <= self.codebook.codebook_start_step:
             return {}
-        return self.model.vector_quantizer.figures() | {"codebook_perplexity": self.code_use.perplexity()}
+        return self.code_use.figures()
 
     def can_be_best(self):
         return self.state.global_step > self.codebook.codebook_start_step  # before, the codebook is random

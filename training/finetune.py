@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
@@ -32,7 +34,7 @@ from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, probabilities_of, task_metrics
 from .probe import LinearProbe
 from .run_inputs import digest_inputs
-from .runs import describe_end, finish, is_finished, run_training
+from .runs import describe_end, finish, is_finished, records_seen, run_training
 from .splits import spread_order
 from .thresholds import BEST_THRESHOLD, choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
 from .trainer import AnyECGTrainer
@@ -115,6 +117,8 @@ def start_head_at_probe(
 ) -> None:
     """Let the head be a linear probe of the backbone as it is: fine-tuning then starts at the probe's figures.
 
+    The first process fits it for all, which must all come here: another GPU's rounding may choose another penalty.
+
     Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
 
     Raises:
@@ -124,6 +128,13 @@ def start_head_at_probe(
         raise ValueError(
             f"--head_start probe is for tasks of several labels at once; {task.name} is {task.problem_type}."
         )
+    probe = broadcast_object_list([_fit_probe(model, train, collator) if PartialState().is_main_process else None])[0]
+    with torch.no_grad():
+        model.classifier.weight.copy_(torch.as_tensor(probe.weight))
+        model.classifier.bias.copy_(torch.as_tensor(probe.bias))
+
+
+def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collator: ECGCollator) -> LinearProbe:
     patients = train.column("patient_id")
     train = train.take(
         sorted(range(len(train)), key=lambda index: spread_order(patients[index]))
@@ -131,10 +142,7 @@ def start_head_at_probe(
     classifier, model.classifier = model.classifier, torch.nn.Identity()
     features = predict_logits(model, train, collator)  # what the head will see
     model.classifier = classifier
-    probe = LinearProbe(features, train.targets)
-    with torch.no_grad():
-        classifier.weight.copy_(torch.as_tensor(probe.weight))
-        classifier.bias.copy_(torch.as_tensor(probe.bias))
+    return LinearProbe(features, train.targets)
 
 
 def build_trainer(model_args, extractor_args, data_args, augmentation, task_args, args) -> tuple[AnyECGTrainer, Task]:
@@ -222,16 +230,13 @@ def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) 
 
 def main(argv: Sequence[str]) -> None:
     instances = parse_recipe(argv, ARGUMENTS)
-    args = instances[-1]
     trainer, task = build_trainer(*instances)
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
     report = {}
     if trainer.is_world_process_zero():
-        report = describe_end(trainer)
-        report["records_seen"] = trainer.state.global_step * trainer.get_total_train_batch_size(args)
-        report |= complete_head(trainer, task)
+        report = describe_end(trainer) | {"records_seen": records_seen(trainer)} | complete_head(trainer, task)
         logger.info("fold 9: %s", report["evaluation"])
     finish(trainer, report)
 

@@ -82,7 +82,10 @@ class ObjectiveArguments:
         metadata={"help": f"how often each pattern is drawn: {', '.join(PATTERNS)}"},
     )
     code_weight: float = field(
-        default=1.0, metadata={"help": "masked codes: factor of their loss; 0 = only the losses of the whole record"}
+        default=1.0,
+        metadata={
+            "help": "masked codes: factor of their loss; 0 = only those of the whole record, the model has no code head then"
+        },
     )
     demography_weight: float = field(
         default=0.0, metadata={"help": "masked codes: factor of the loss of age and sex, predicted beside the codes"}

@@ -165,6 +165,13 @@ def describe_end(trainer: AnyECGTrainer) -> dict:
     return {"steps": trainer.state.global_step, "best_step": trainer.best.step if trainer.best else None}
 
 
+def records_seen(trainer: AnyECGTrainer) -> int:
+    """Return how many records a run has trained on, in as many processes as it was launched with: one may end the run alone."""
+    args = trainer.args
+    each = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return trainer.state.global_step * each * launched_processes(args.output_dir, args.world_size)
+
+
 def _why_the_length_is_fixed(trainer: AnyECGTrainer) -> str | None:
     """Return what in a step depends on how many steps the run will have, None where nothing does."""
     args = trainer.args

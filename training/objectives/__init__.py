@@ -2,7 +2,7 @@
 
 | name | file | ends as |
 |---|---|---|
-| masked_codes (the paper) | `masked_codes.py` | `AnyECGForMaskedCodeModeling` |
+| masked_codes (the paper) | `masked_codes.py` | `AnyECGForMaskedCodeModeling`; with `--code_weight 0` `AnyECGModel` |
 | masked_waveform | `masked_waveform.py` | `AnyECGForLeadReconstruction` |
 | contrastive (ECG-FM) | `contrastive.py` | `AnyECGModel` |
 | latents (JEPA) | `latents.py` | `AnyECGModel` |

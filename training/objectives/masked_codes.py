@@ -10,6 +10,7 @@ from torch import nn
 
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
 from anyecg_hf.modeling_anyecg_quantizer import AnyECGRhythmQuantizer
+from training.precision import full_precision
 
 from .base import Batch, Objective, RecordHead, mean_over, real_positions, scored_positions, sums_by_record
 
@@ -69,6 +70,10 @@ class MaskedCodes(Objective):
         by_head = [head.record_sums(pooled, batch) for head in self.record_heads.values()]
         return outputs | {"sums": torch.cat([sums, *by_head], dim=1)}
 
+    def finished_model(self):
+        """Return the model, without its code head where that has learned nothing: its weights would be random."""
+        return self.model if self.code_weight else self.model.anyecg
+
     def count_items(self, batch):
         counts = super().count_items(batch)
         for head in self.record_heads.values():
@@ -104,12 +109,12 @@ class MaskedCodes(Objective):
 def encode_batch(quantizer: AnyECGRhythmQuantizer, batch: Batch) -> torch.Tensor:
     """Return the codes `(B, L, P)` of a batch, -100 where nothing is real: of each record the same whatever it is with.
 
-    So stored codes equal those made in training. Mixed precision would find others (0.4 % on PTB-XL), and so may rounding
+    So stored codes equal those made in training. Lower precision would find others (bf16 0.4 % on PTB-XL), and so may rounding
     where padding changes the length of a sum: only records with the same leads and patches are encoded together.
     """
     values, real = batch["input_values"].to(quantizer.dtype), real_positions(batch)
     codes = torch.full(real.shape, IGNORED, device=values.device)
-    with torch.autocast(values.device.type, enabled=False):
+    with full_precision(values.device.type):
         for (leads, num_patches), rows in _by_shape(real.cpu()).items():
             places = torch.tensor(rows, device=values.device)[:, None], torch.tensor(leads, device=values.device)
             mask = real[places][..., :num_patches]
