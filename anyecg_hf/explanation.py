@@ -19,7 +19,7 @@ from .records import Record
 _LEAD_NAMES = {lead_id: name for name, lead_id in LEAD_IDS.items()}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays cannot be compared to one truth
 class Explanation:
     """What the score of one finding owes to each patch (one second of one lead).
 

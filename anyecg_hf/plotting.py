@@ -321,10 +321,13 @@ def _draw_explanation(axes, page, part, explanation):
     """Shade each cell by its relevance, and say above the paper what the shades mean. One row a lead."""
     values = dict(zip(explanation.lead_names, explanation.relevance, strict=True))
     largest = np.nanmax(np.abs(explanation.relevance), initial=0.0)
+    begins = np.asarray(explanation.start_seconds) - part.start_seconds
+    ends = np.minimum(
+        begins + explanation.patch_seconds, np.append(begins[1:], np.inf)
+    )  # the last window's may overlap
+    begins, ends = begins.clip(0), ends.clip(max=part.seconds)
     for name, zero in zip(part.lead_names, page.zero_lines, strict=True):
-        for start, value in zip(explanation.start_seconds, values.get(name, ())):
-            begin = max(start - part.start_seconds, 0.0)
-            end = min(start + explanation.patch_seconds - part.start_seconds, part.seconds)
+        for begin, end, value in zip(begins, ends, values.get(name, ())):
             if begin < end and value != 0:
                 look = _cell_look(value, largest)
                 corner = (page.trace_left + begin * MM_PER_SECOND, zero - _CELL_REACH)

@@ -295,6 +295,13 @@ def test_of_an_explained_record_another_part_has_its_own_seconds():
     assert [patch.get_width() for patch in shades] == pytest.approx([12.5, 25, 25, 12.5])
 
 
+def test_seconds_that_overlap_are_not_shaded_twice():
+    explanation = explained([[1.0, 1.0, 1.0]], ["II"])
+    explanation.start_seconds = np.array([0.0, 1.0, 1.3])  # the last window ends with the record
+    shades = patches(plot_record(step_record(seconds=2.3), explanation=explanation), "for")
+    assert [patch.get_width() for patch in shades] == pytest.approx([25, 7.5, 25])
+
+
 @pytest.mark.parametrize(("label", "threshold"), [("AFIB", 0.4), ("costs $5 or $6 " * 5, None)])
 def test_the_key_names_the_finding_and_the_scale_within_the_page(label, threshold):
     figure = plot_record(step_record(), explanation=explained(np.full((1, 10), 1.5), ["II"], label, threshold))
