@@ -39,6 +39,7 @@ if is_torch_available():
         AutoModelForSequenceClassification,
     )
 
+    from .explanation import Explanation, explain
     from .modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel, AnyECGPreTrainedModel
     from .modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
     from .modeling_anyecg_quantizer import AnyECGRhythmQuantizer
@@ -67,4 +68,6 @@ if is_torch_available():
         "ECGClassificationPipeline",
         "ECGFeatureExtractionPipeline",
         "ECGReconstructionPipeline",
+        "Explanation",
+        "explain",
     ]

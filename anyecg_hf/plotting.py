@@ -1,4 +1,4 @@
-"""A picture of a record on ECG paper, true to scale: 25 mm a second, 10 mm a millivolt, findings beside it.
+"""A picture of a record on ECG paper, true to scale: 25 mm a second, 10 mm a millivolt; findings beside it, reasons on it.
 
     figure = plot_record(read_record("path/to/record"), findings=classify("path/to/record"))
     figure.savefig("record.png")    # as it is: bbox_inches="tight" would cut the page
@@ -32,14 +32,20 @@ PAGE_SECONDS = 10.0
 
 _PAPER, _THIN_LINE, _THICK_LINE = "#fffbfa", "#f9dcd9", "#eeb0ab"
 _INK, _GREY, _ALERT, _POSITIVE = "#101010", "#666666", "#b3261e", "#1a4f9c"  # positive is not the same as bad
+_FOR, _AGAINST, _UNSEEN = "#2166c8", "#d06a00", "#bdbdbd"  # told apart by the colour-blind, too
+_DARKEST = 0.65  # opacity of the cell with the largest relevance
 _MARGIN, _HEADER, _FOOTER = 8.0, 12.0, 9.0  # mm
 _CALIBRATION_WIDTH = 10.0  # mm: 2.5 before, 5 for 200 ms, 2.5 after
 _PANEL_WIDTH, _PANEL_LINE = 106.0, 6.0  # mm
 _LEAST_WIDTH = 150.0  # mm: what the words above the paper need
+_KEY_LINE = 6.0  # mm: for the key to an explanation
+_CELL_REACH = 9.0  # mm: how far the shade of an explanation goes above and below the zero line
 _REACH = (10.0, 50.0)  # mm: what a row is given above and below its zero line, at least and at most
 
 
-def plot_record(record, *, findings=None, start_seconds=0.0, seconds=PAGE_SECONDS, mask=None, dpi=150):
+def plot_record(
+    record, *, findings=None, explanation=None, start_seconds=0.0, seconds=PAGE_SECONDS, mask=None, dpi=150
+):
     """Return a picture of `record` as a matplotlib figure.
 
     12 leads that fill 10 seconds are printed in four columns of 2.5 s, one after the other in time, over a strip of
@@ -50,6 +56,9 @@ def plot_record(record, *, findings=None, start_seconds=0.0, seconds=PAGE_SECOND
         record (`Record`): NaN, and what `mask` excludes, is shown as a gap.
         findings (`list[dict]`, *optional*): `{"label", "score", "threshold", "positive"}` as the pipeline
             `ecg-classification` returns them; `threshold` and `positive` may be absent or `None`.
+        explanation (`Explanation`, *optional*): of this record, from `anyecg_hf.explain`. Its relevance is a shade behind
+            the traces, which then stand one below the other: blue speaks for the finding, orange against it, the darker
+            the more; grey was not seen, or may not count as evidence.
         start_seconds, seconds (`float`): the part to show, at most 60 s; a longer record is named as such.
         mask (`np.ndarray` of shape `(num_leads, num_samples)`, *optional*): False or 0 where there is no usable value.
         dpi (`int`): dots an inch of the figure; its size in millimetres does not depend on it.
@@ -67,13 +76,15 @@ def plot_record(record, *, findings=None, start_seconds=0.0, seconds=PAGE_SECOND
     _require_matplotlib()
     part = _cut(record, start_seconds, seconds, mask)
     findings = _checked(findings)
-    rows = _rows(part)
-    page = _Page.for_rows(rows, part, findings)
+    rows = _rows(part, in_columns=explanation is None)
+    page = _Page.for_rows(rows, part, findings, key_height=0.0 if explanation is None else _KEY_LINE)
     figure = Figure(figsize=(page.width / 25.4, page.height / 25.4), dpi=dpi)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, page.width), ylim=(0, page.height))
     axes.set_axis_off()
     _draw_paper(axes, page)
+    if explanation is not None:
+        _draw_explanation(axes, page, part, explanation)
     for row, zero in zip(rows, page.zero_lines, strict=True):
         _draw_calibration(axes, page.paper_left, zero)
         for strip in row:
@@ -157,10 +168,10 @@ def _usable_signal(record, mask):
     return np.where(np.isfinite(signal), signal, np.nan)
 
 
-def _rows(part):
-    """Return the rows of the picture, each a list of `_Strip`."""
+def _rows(part, in_columns):
+    """Return the rows of the picture, each a list of `_Strip`; in columns only if that is wanted and they fit."""
     is_standard = sorted(part.lead_names) == sorted(STANDARD_LEADS)
-    if not is_standard or abs(part.seconds - PAGE_SECONDS) > 0.1:
+    if not in_columns or not is_standard or abs(part.seconds - PAGE_SECONDS) > 0.1:
         return [[_strip(part, lead, 0.0, part.seconds)] for lead in range(len(part.lead_names))]
     width = PAGE_SECONDS / len(COLUMNS)
     rows = [
@@ -217,7 +228,7 @@ class _Page:
         return self.paper_left + _CALIBRATION_WIDTH
 
     @classmethod
-    def for_rows(cls, rows, part, findings):
+    def for_rows(cls, rows, part, findings, key_height):
         above = [max(strip.reach(+1) for strip in row) for row in rows]
         below = [max(strip.reach(-1) for strip in row) for row in rows]
         depths = [_up_to_5(above[0] + 5)]  # of the zero lines under the paper's upper edge, on its thick lines
@@ -231,7 +242,7 @@ class _Page:
         top = _MARGIN + _FOOTER + paper_height
         return cls(
             width=2 * _MARGIN + max(paper_width, _LEAST_WIDTH) + (_PANEL_WIDTH if findings is not None else 0.0),
-            height=top + _HEADER + _MARGIN / 2,
+            height=top + _HEADER + key_height + _MARGIN / 2,
             paper_left=_MARGIN,
             paper_bottom=_MARGIN + _FOOTER,
             paper_width=paper_width,
@@ -306,6 +317,53 @@ def _draw_gaps(axes, strip, left, zero):
             axes.text(start + width / 2, zero, "no signal", fontsize=8, color=_GREY, **where)
 
 
+def _draw_explanation(axes, page, part, explanation):
+    """Shade each cell by its relevance, and say above the paper what the shades mean. One row a lead."""
+    values = dict(zip(explanation.lead_names, explanation.relevance, strict=True))
+    largest = np.nanmax(np.abs(explanation.relevance), initial=0.0)
+    begins = np.asarray(explanation.start_seconds) - part.start_seconds
+    ends = np.minimum(
+        begins + explanation.patch_seconds, np.append(begins[1:], np.inf)
+    )  # the last window's may overlap
+    begins, ends = begins.clip(0), ends.clip(max=part.seconds)
+    for name, zero in zip(part.lead_names, page.zero_lines, strict=True):
+        for begin, end, value in zip(begins, ends, values.get(name, ())):
+            if begin < end and value != 0:
+                look = _cell_look(value, largest)
+                corner = (page.trace_left + begin * MM_PER_SECOND, zero - _CELL_REACH)
+                size = ((end - begin) * MM_PER_SECOND, 2 * _CELL_REACH)
+                axes.add_patch(Rectangle(corner, *size, **look, edgecolor="none", zorder=2.5))
+    _draw_key(axes, page, explanation, largest)
+
+
+def _cell_look(value, largest):
+    if np.isnan(value):
+        return {"facecolor": _UNSEEN, "alpha": 0.5, "gid": "unseen"}
+    colour, gid = (_FOR, "for") if value > 0 else (_AGAINST, "against")
+    return {"facecolor": colour, "alpha": _DARKEST * abs(value) / largest, "gid": gid}
+
+
+def _draw_key(axes, page, explanation, largest):
+    x, y = page.paper_left, page.paper_bottom + page.paper_height + 3 + _KEY_LINE
+    threshold = "" if explanation.threshold is None else f", threshold {explanation.threshold:.2f}"
+    label = _shortened(explanation.label, 40.0, "bold")
+    axes.text(x, y, label, fontsize=9, weight="bold", color=_INK, gid="explained", parse_math=False)
+    x += _text_width(label, "bold") / 72 * 25.4 + 2
+    words = (
+        (None, f"score {explanation.score:.2f}{threshold}"),
+        (_FOR, "for"),
+        (_AGAINST, "against"),
+        (_UNSEEN, "not counted"),
+        (None, f"darkest: {largest:.2g} in the {explanation.unit}"),
+    )
+    for colour, word in words:
+        if colour is not None:
+            axes.add_patch(Rectangle((x, y - 0.3), 2.6, 2.6, facecolor=colour, alpha=_DARKEST, edgecolor="none"))
+            x += 3.6
+        axes.text(x, y, word, fontsize=8, color=_GREY, gid="key")
+        x += _text_width(word, "normal") / 72 * 25.4 * 8 / 9 + 4
+
+
 def _draw_words(axes, page, part, record):
     left, top = page.paper_left, page.paper_bottom + page.paper_height + 3
     scale = f"{MM_PER_SECOND:g} mm/s   {MM_PER_MV:g} mm/mV   {part.sampling_rate:g} Hz   {_which_part(part)}"
@@ -356,7 +414,7 @@ def _draw_finding(axes, finding, left, y, columns):
     if finding["positive"]:
         axes.add_patch(Rectangle((left, y - 0.3), 2.2, 2.2, facecolor=_POSITIVE, edgecolor="none"))
     label = _shortened(finding["label"], columns["score"] - 12.0 - left - 4.0, weight)
-    axes.text(left + 4, y, label, fontsize=9, weight=weight, color=colour, gid="finding")
+    axes.text(left + 4, y, label, fontsize=9, weight=weight, color=colour, gid="finding", parse_math=False)
     axes.text(columns["score"], y, f"{finding['score']:.2f}", fontsize=9, weight=weight, color=colour, ha="right")
     threshold = "-" if finding["threshold"] is None else f"{finding['threshold']:.2f}"
     axes.text(columns["threshold"], y, threshold, fontsize=9, color=_GREY, ha="right")
@@ -375,5 +433,7 @@ def _shortened(text, width, weight):
 
 
 def _text_width(text, weight):
-    """Return the width of `text` at 9 points, in points."""
-    return TextPath((0, 0), text, size=9, prop={"weight": weight}).get_extents().width if text.strip() else 0.0
+    """Return the width of `text` at 9 points, in points; a dollar is a dollar and begins no formula."""
+    if not text.strip():
+        return 0.0
+    return TextPath((0, 0), text.replace("$", r"\$"), size=9, prop={"weight": weight}).get_extents().width

@@ -1,6 +1,7 @@
 import importlib.util
 import io
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,6 +257,69 @@ def test_threshold_and_positive_may_be_absent():
 def test_a_finding_without_label_or_score_is_refused(finding):
     with pytest.raises(ValueError, match="Finding 0 is .*ecg-classification"):
         plot_record(step_record(), findings=[finding])
+
+
+def explained(relevance, lead_names, label="AFIB", threshold=0.4):
+    """What `plot_record` uses of an `Explanation`, in patches of one second."""
+    relevance = np.array(relevance, dtype=np.float32)
+    fields = {"lead_names": list(lead_names), "start_seconds": np.arange(relevance.shape[1]), "patch_seconds": 1.0}
+    return SimpleNamespace(relevance=relevance, label=label, score=0.9, threshold=threshold, unit="log-odds", **fields)
+
+
+def test_an_explanation_shades_each_second_of_each_lead_by_its_sign_and_size():
+    explanation = explained([[0.0, 2.0, np.nan], [-1.0, 0.0, 0.0]], ["V5", "II"])  # not in the record's order
+    figure = plot_record(step_record(seconds=3.0, lead_names=["II", "V5"]), explanation=explanation)
+    zero = {name: zero_line(line) for name, line in traces(figure)}
+    left = traces(figure)[0][1].get_xdata()[0]
+    ((strong,), (against,), (unseen,)) = (patches(figure, gid) for gid in ("for", "against", "unseen"))
+    assert (strong.get_x(), strong.get_width()) == pytest.approx((left + 25, 25))
+    assert strong.get_y() + strong.get_height() / 2 == pytest.approx(zero["V5"])
+    assert (against.get_x(), unseen.get_x()) == pytest.approx((left, left + 50))
+    assert against.get_y() + against.get_height() / 2 == pytest.approx(zero["II"])
+    assert against.get_alpha() == pytest.approx(strong.get_alpha() / 2)
+
+
+def test_twelve_explained_leads_stand_one_below_the_other_so_that_no_second_is_left_out():
+    explanation = explained(np.ones((12, 10)), STANDARD_LEADS)
+    figure = plot_record(simulate_record(0), explanation=explanation)
+    assert [name for name, _ in traces(figure)] == list(STANDARD_LEADS)
+    assert len(patches(figure, "for")) == 120
+
+
+def test_of_an_explained_record_another_part_has_its_own_seconds():
+    explanation = explained(np.arange(20)[None], ["II"])
+    figure = plot_record(step_record(seconds=20.0), explanation=explanation, start_seconds=12.5, seconds=3)
+    left = traces(figure)[0][1].get_xdata()[0]
+    shades = sorted(patches(figure, "for"), key=lambda patch: patch.get_x())
+    assert [patch.get_x() - left for patch in shades] == pytest.approx([0, 12.5, 37.5, 62.5])
+    assert [patch.get_width() for patch in shades] == pytest.approx([12.5, 25, 25, 12.5])
+
+
+def test_seconds_that_overlap_are_not_shaded_twice():
+    explanation = explained([[1.0, 1.0, 1.0]], ["II"])
+    explanation.start_seconds = np.array([0.0, 1.0, 1.3])  # the last window ends with the record
+    shades = patches(plot_record(step_record(seconds=2.3), explanation=explanation), "for")
+    assert [patch.get_width() for patch in shades] == pytest.approx([25, 7.5, 25])
+
+
+@pytest.mark.parametrize(("label", "threshold"), [("AFIB", 0.4), ("costs $5 or $6 " * 5, None)])
+def test_the_key_names_the_finding_and_the_scale_within_the_page(label, threshold):
+    figure = plot_record(step_record(), explanation=explained(np.full((1, 10), 1.5), ["II"], label, threshold))
+    assert texts(figure, "explained")[0].startswith(label[:10])
+    words = ["score 0.90" if threshold is None else "score 0.90, threshold 0.40", "for", "against", "not counted"]
+    assert texts(figure, "key") == [*words, "darkest: 1.5 in the log-odds"]
+    renderer = figure.canvas.get_renderer()
+    boxes = [
+        text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_gid() in ("explained", "key")
+    ]
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert boxes[-1].x1 < figure.bbox.x1
+
+
+def test_an_explanation_in_which_nothing_counts_is_drawn_too():
+    figure = plot_record(step_record(), explanation=explained(np.zeros((1, 10)), ["II"]))
+    figure.savefig(io.BytesIO())
+    assert patches(figure, "for") == patches(figure, "against") == []
 
 
 @pytest.mark.parametrize("part", [{"start_seconds": 10}, {"seconds": 0}, {"seconds": 61}, {"start_seconds": -1}])

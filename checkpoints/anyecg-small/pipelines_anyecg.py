@@ -84,7 +84,7 @@ class ECGPipeline(Pipeline):
         """Return the result for one record, a list of results for a list, an iterator for what is read as it goes."""
         stages = zip(self._stages_at_init, self._sanitize_parameters(**options), strict=True)
         parameters = [{**at_init, **at_call} for at_init, at_call in stages]
-        many = _as_many(inputs)
+        many = as_many(inputs)
         results = self.get_iterator(
             [inputs] if many is None else many,
             num_workers or self._num_workers or 0,
@@ -127,7 +127,7 @@ class ECGPipeline(Pipeline):
 
     def preprocess(self, record, *, lead_aliases=None, **given):
         """Return the windows of one record and what is known about it."""
-        record = _read(record)
+        record = read_any(record)
         items, start_seconds = self.feature_extractor.windows(
             record, lead_aliases=lead_aliases, return_quality=True, **given
         )
@@ -346,18 +346,9 @@ class ECGFeatureExtractionPipeline(ECGPipeline):
         return features
 
     def _patch_features(self, record, names):
-        rate, size = self.feature_extractor.sampling_rate, self.feature_extractor.patch_size
-        by_start, end = {}, 0  # sample at which a patch begins -> its states in each window
-        for start, window in zip(record["start_seconds"], record["windows"]):
-            first = round(start * rate)
-            for patch in range(window["states"].shape[1]):
-                begin = first + patch * size
-                if begin in by_start or begin + size > end:
-                    by_start.setdefault(begin, []).append(window["states"][:, patch])
-            end = max(end, first + window["states"].shape[1] * size)
-        starts = sorted(by_start)
-        features = np.stack([np.mean(by_start[begin], axis=0) for begin in starts], axis=1)
-        return {"features": features, "lead_names": list(names), "start_seconds": np.array(starts) / rate}
+        states = [window["states"] for window in record["windows"]]
+        features, start_seconds = join_windows(states, record["start_seconds"], self.feature_extractor)
+        return {"features": features, "lead_names": list(names), "start_seconds": start_seconds}
 
 
 class ECGReconstructionPipeline(ECGPipeline):
@@ -474,7 +465,34 @@ class _Results(collections.abc.Iterable):
                 yield self._pipeline.postprocess(record, **self._postprocess_params)
 
 
-def _as_many(inputs):
+def join_windows(windows, start_seconds, feature_extractor):
+    """Return what the overlapping windows of a record hold of each patch as one array, and where each patch begins.
+
+    A patch that two windows hold is their mean; of the last window, which ends with the record, only those that end beyond
+    the others are taken.
+
+    Args:
+        windows (list of `np.ndarray` of shape `(leads, patches, ...)`): values by patch.
+        start_seconds (sequence of `float`): where each window begins.
+        feature_extractor (`AnyECGFeatureExtractor`): that cut the windows.
+
+    Returns:
+        `(values (leads, patches of the record, ...), start_seconds (patches of the record,))`
+    """
+    rate, size = feature_extractor.sampling_rate, feature_extractor.patch_size
+    by_start, end = {}, 0  # sample at which a patch begins -> its values in each window
+    for start, window in zip(start_seconds, windows):
+        first = round(start * rate)
+        for patch in range(window.shape[1]):
+            begin = first + patch * size
+            if begin in by_start or begin + size > end:
+                by_start.setdefault(begin, []).append(window[:, patch])
+        end = max(end, first + window.shape[1] * size)
+    starts = sorted(by_start)
+    return np.stack([np.mean(by_start[begin], axis=0) for begin in starts], axis=1), np.array(starts) / rate
+
+
+def as_many(inputs):
     """Return `inputs` if they are several records - a list for one in memory -, None if they are one."""
     if isinstance(inputs, (list, tuple)):
         records = as_list_of_records(inputs) if len(inputs) else []
@@ -489,7 +507,7 @@ def _as_many(inputs):
     return inputs
 
 
-def _read(record):
+def read_any(record):
     """Return a record that the extractor takes: paths are read, a tensor becomes an array."""
     if isinstance(record, dict) and record.get("path") is not None and not {"signal", "array"} & set(record):
         record = record["path"]
