@@ -144,6 +144,11 @@ def test_a_checkpoint_of_another_model_than_at_the_start_is_refused(checkpoint):
         load_classifier(Checkpoint(checkpoint.name, None, "0" * 64))
 
 
+def test_a_folder_has_no_revision(checkpoint):
+    with pytest.raises(ValueError, match="--revision v2: --checkpoint .* is a folder"):
+        find_checkpoint(checkpoint.name, "v2")
+
+
 def test_a_backbone_is_refused(tmp_path):
     with pytest.raises(ValueError, match="new_head=True"):
         load_classifier(save(tmp_path, model_class=AnyECGModel))

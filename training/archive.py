@@ -57,7 +57,7 @@ def list_archive(folder: str | Path) -> tuple[list[ArchiveRecord], str]:
         FileNotFoundError: there is no such folder.
         ValueError: there is nothing in it, or a table is damaged.
     """
-    place = Path(folder)
+    place = Path(absolute(folder))
     if any((is_published(place), is_published(place / "ptb-xl"), is_built(place), is_packed(place))):
         return [_of_entry(entry, place) for entry in list_records(place)], source_fingerprint(place)
     source = Source(absolute(folder))

@@ -94,9 +94,15 @@ class Checkpoint:
 
 
 def find_checkpoint(given: str, revision: str | None = None) -> Checkpoint:
-    """Return a folder, or the repository ORG/NAME at the commit that `revision` (a branch, tag or commit) stands for now."""
+    """Return a folder, or the repository ORG/NAME at the commit that `revision` (a branch, tag or commit) stands for now.
+
+    Raises:
+        ValueError: there is neither, it holds no weights, or a folder is given with a revision.
+    """
     name = project_path(given)
     if Path(name).is_dir():
+        if revision:
+            raise ValueError(f"--revision {revision}: --checkpoint {given} is a folder, which has none. Leave it out.")
         return Checkpoint(str(Path(name).resolve()), None, model_sha256(name))
     folder = Checkpoint(name, revision).folder
     return Checkpoint(name, Path(folder).name, model_sha256(folder))
