@@ -194,7 +194,7 @@ def test_files_named_in_capitals_are_listed(source, out):
 
 
 def test_two_builds_do_not_write_to_one_folder_at_a_time(source, out):
-    with Output(out).alone(), pytest.raises(OSError, match="another build is writing"):
+    with Output(out).alone(), pytest.raises(OSError, match="another command is writing"):
         build_corpus(CORPUS, source, out)
     assert build_corpus(CORPUS, source, out)["records_out"] == 3
 

@@ -131,6 +131,21 @@ def test_a_shard_that_ray_gives_up_ends_the_build_with_advice(monkeypatch):
         list(map_shards([plan], engine="ray"))
 
 
+def test_ray_is_asked_for_gpus_where_they_are_wanted(monkeypatch):
+    ray, asked = pytest.importorskip("ray"), []
+    pytest.importorskip("ray.data")
+
+    def map_blocks(function, **options):
+        asked.append(options)
+        return SimpleNamespace(iter_rows=lambda: ())
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.data, "from_items", lambda *_, **__: SimpleNamespace(map=map_blocks))
+    plan = ShardPlan(CORPUS, "train", "source", "out", ())
+    assert list(map_shards([plan], engine="ray")) == list(map_shards([plan], engine="ray", num_gpus=0.5)) == []
+    assert [options.get("num_gpus") for options in asked] == [None, 0.5]
+
+
 @pytest.mark.parametrize("engine", engines.ENGINES)
 def test_nothing_to_write_starts_no_workers(engine):
     assert list(map_shards([], engine=engine, num_proc=2)) == []

@@ -26,9 +26,11 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.modeling_anyecg import AnyECGModel
 from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
 from anyecg_hf.records import read_record
+from training.archive import list_archive
 from training.corpora import list_records
 from training.corpora.entry import RecordEntry
 from training.data import DataArguments, list_sources, load_folds
+from training.predictions import predict_records
 from training.record_store import prepare_records
 
 MODELS = {
@@ -370,3 +372,18 @@ def test_ptb_xl_gives_no_report_date_or_name(folder, tmp_path, build, caplog):
     text, raw = in_cache(tmp_path / "cache")
     assert len(rows) == 1 and rows.column("patient_id") == ["ptb-xl-7"]
     assert told(str(described) + text + caplog.text, planted) == [] and MARKER.encode() not in raw
+
+
+@every_format
+def test_predictions_of_an_archive_tell_nothing_of_the_patient(
+    build, folder, pipelines, caplog, capfd, monkeypatch, file_format
+):
+    planted = build(file_format)
+    path = planted.put_into(folder)
+    (folder / f"cut{path.suffix}").write_bytes(path.read_bytes()[:40])
+    with listening(caplog, capfd, monkeypatch) as heard:
+        rows = list(predict_records(pipelines[0], list_archive(folder)[0]))
+        said = heard()
+    by_path = {row["path"]: row for row in rows}
+    assert by_path[f"cut{path.suffix}"]["error"] and bool(by_path[path.name]["error"]) == bool(planted.stated)
+    assert told(said, planted) == [] and told(str(rows), planted) == []

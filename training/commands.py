@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from transformers.utils import logging as transformers_logging
 
 from .checkpointing import SaveError
+from .engines import WorkersDiedError
 from .health import CollapseError
 from .stopping import Terminated, stop_on_signals
 from .trainer import NonFiniteError
@@ -32,9 +33,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
             main(sys.argv[1:])
     except (KeyboardInterrupt, Terminated) as stop:
         name, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
-        print(f"stopped by {name}: the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"stopped by {name}: the same command goes on where it was", file=sys.stderr)
         sys.exit(code)
-    except (ValueError, OSError, NonFiniteError, CollapseError, SaveError) as error:
+    except (ValueError, OSError, ImportError, NonFiniteError, CollapseError, SaveError, WorkersDiedError) as error:
         _exit_with(error, str(error))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
@@ -42,7 +43,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         _exit_with(
             error,
             f"A process that reads records died ({error}). Most often memory ran out: lower --dataloader_num_workers "
-            "(0: none). Checkpoints are kept: the same command goes on from the last one.",
+            "(0: none). What is written is kept: the same command goes on where it was.",
         )
 
 

@@ -1,6 +1,7 @@
-"""Mapping `write_shard` over plans: in local processes, or with Ray Data on one machine or a cluster. Nothing else happens here.
+"""Writing the shards of plans: in local processes, or with Ray Data on one machine or a cluster. Nothing else happens here.
 
-A shard lies whole in the output before its report comes back, so a worker that dies costs its shard once more, no more.
+A plan is small and says where its shard goes (`parquet`); `plan.write()` writes it and returns its report. A shard lies whole
+in the output before its report comes back, so a worker that dies costs its shard once more, no more.
 """
 
 from __future__ import annotations
@@ -13,25 +14,37 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-
-from .shards import ShardPlan, write_shard
+from typing import Protocol
 
 ENGINES = ("local", "ray")
 MOST_ATTEMPTS = 3  # of the pool in a row without a shard done, of a shard with Ray: then workers do not die by chance
-ADVICE = "Is there enough memory? Lower --num_proc or --shard_megabytes; what is done is kept."
+ADVICE = "Is there enough memory? Lower --num_proc or the size of a shard; what is done is kept."
+
+
+class Plan(Protocol):
+    """What goes into one shard; it travels to any process or machine."""
+
+    parquet: str
+
+    def write(self) -> dict: ...
+
+
+class WorkersDiedError(RuntimeError):
+    """Processes that write shards die again and again."""
 
 
 def map_shards(
-    plans: Sequence[ShardPlan], *, engine: str = "local", num_proc: int = 1
-) -> Iterator[tuple[ShardPlan, dict]]:
-    """Yield each plan with the report of `write_shard`, as they come.
+    plans: Sequence[Plan], *, engine: str = "local", num_proc: int = 1, num_gpus: float = 0
+) -> Iterator[tuple[Plan, dict]]:
+    """Yield each plan with the report of its `write`, as they come.
 
     Args:
         engine: "local", or "ray" (`pip install anyecg-hf[cluster]`): the cluster of `RAY_ADDRESS`, else one on this machine.
         num_proc: local processes; with Ray, shards written at a time on a local cluster (on another, as many as it has CPUs).
+        num_gpus: with Ray, of a shard; it gives a task no GPU unasked.
 
     Raises:
-        RuntimeError: workers die again and again (out of memory?).
+        WorkersDiedError: workers die again and again (out of memory?).
         ImportError: Ray is not installed.
         ValueError: unknown engine.
     """
@@ -39,12 +52,12 @@ def map_shards(
         raise ValueError(f"--engine {engine!r}: accepted are {', '.join(ENGINES)}.")
     if not plans:
         return iter(())
-    return (_map_with_ray if engine == "ray" else _map_locally)(plans, num_proc)
+    return _map_with_ray(plans, num_proc, num_gpus) if engine == "ray" else _map_locally(plans, num_proc)
 
 
-def _map_locally(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
+def _map_locally(plans: Sequence[Plan], num_proc: int) -> Iterator[tuple[Plan, dict]]:
     if num_proc <= 1:
-        yield from ((plan, write_shard(plan)) for plan in plans)
+        yield from ((plan, plan.write()) for plan in plans)
         return
     left, attempts = dict(enumerate(plans)), 0
     while left:
@@ -54,19 +67,19 @@ def _map_locally(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[Sh
         except BrokenProcessPool as error:
             attempts = attempts + 1 if len(left) == num_before else 1
             if attempts >= MOST_ATTEMPTS:
-                names = ", ".join(f"{plan.corpus}/{plan.name}" for plan in list(left.values())[:num_proc])
-                raise RuntimeError(
+                names = ", ".join(plan.parquet for plan in list(left.values())[:num_proc])
+                raise WorkersDiedError(
                     f"Worker processes died {attempts} times without finishing a shard; to be done: {names} ... {ADVICE}"
                 ) from error
 
 
-def _map_in_pool(left: dict[int, ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
+def _map_in_pool(left: dict[int, Plan], num_proc: int) -> Iterator[tuple[Plan, dict]]:
     context = multiprocessing.get_context("spawn")  # forking would copy the threads' locks of torch and object stores
     with ProcessPoolExecutor(min(num_proc, len(left)), context, _start_worker) as pool:
         try:
             _mask_ctrl_c("SIG_BLOCK")  # workers start with it: nothing interrupts them in the middle of their imports
             try:
-                futures = {pool.submit(write_shard, plan): number for number, plan in left.items()}
+                futures = {pool.submit(plan.write): number for number, plan in left.items()}
             finally:
                 _mask_ctrl_c("SIG_UNBLOCK")
             for future in as_completed(futures):
@@ -97,7 +110,7 @@ def _end_with(parent: multiprocessing.Process) -> None:
     os._exit(1)
 
 
-def _map_with_ray(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[ShardPlan, dict]]:
+def _map_with_ray(plans: Sequence[Plan], num_proc: int, num_gpus: float) -> Iterator[tuple[Plan, dict]]:
     try:
         import ray
         import ray.data
@@ -110,10 +123,11 @@ def _map_with_ray(plans: Sequence[ShardPlan], num_proc: int) -> Iterator[tuple[S
         ray.data.DataContext.get_current().enable_progress_bars = False
         items = [{"plan": pickle.dumps(plan)} for plan in plans]
         blocks = ray.data.from_items(items, override_num_blocks=max(1, len(items)))  # one shard a task
-        for row in blocks.map(_write_row, max_retries=MOST_ATTEMPTS).iter_rows():  # without it, for ever
+        options = {"max_retries": MOST_ATTEMPTS} | ({"num_gpus": num_gpus} if num_gpus else {})  # else retries for ever
+        for row in blocks.map(_write_row, **options).iter_rows():
             yield pickle.loads(row["plan"]), _report_in(row)
     except ray.exceptions.RayError as error:
-        raise RuntimeError(f"Ray gave a shard up ({type(error).__name__}): its workers died. {ADVICE}") from error
+        raise WorkersDiedError(f"Ray gave a shard up ({type(error).__name__}): its workers died. {ADVICE}") from error
     finally:
         if is_ours:
             ray.shutdown()
@@ -128,7 +142,7 @@ def _cluster(num_proc: int) -> dict:
 
 def _write_row(row: dict) -> dict:
     try:
-        result = write_shard(pickle.loads(row["plan"]))
+        result = pickle.loads(row["plan"]).write()
     except (OSError, ValueError, ImportError) as error:  # Ray would wrap pages around it
         result = error
     return {"plan": row["plan"], "result": pickle.dumps(result)}

@@ -107,7 +107,7 @@ def _beats(stored: StoredRecord, nulls: list[str]) -> list[dict]:
 def _quality(record: Record, lead_names: list[str], extractor: AnyECGFeatureExtractor, nulls: list[str]) -> dict:
     """Return the quality columns; empty where the model could not take the record: too short, flat, or no lead of its own."""
     try:
-        with _unsaid():
+        with unsaid():
             found = extractor(record, return_quality=True)
     except ValueError:
         nulls.append("quality: the model's extractor takes nothing of the record")
@@ -124,7 +124,7 @@ def _quality(record: Record, lead_names: list[str], extractor: AnyECGFeatureExtr
 
 
 @contextlib.contextmanager
-def _unsaid() -> Iterator[None]:
+def unsaid() -> Iterator[None]:
     """Keep the extractor from warning of each record: what it finds is in the row."""
     level = PACKAGE_LOGGER.level
     PACKAGE_LOGGER.setLevel(logging.ERROR)

@@ -69,6 +69,16 @@ class ShardPlan:
     def report(self) -> str:
         return f"reports/{self.corpus}/{self.name}.json"
 
+    def agrees(self, report: dict) -> bool:
+        """Tell whether the counts of a report can be those of this plan."""
+        num_in, num_out = report["records_in"], report["records_out"]
+        is_of_all = num_in == len(self.records) == num_out + len(report["rejected"])
+        return is_of_all and isinstance(report["nulls"], dict)
+
+    def write(self) -> dict:
+        """See `write_shard`."""
+        return write_shard(self)
+
 
 def plan_shards(
     records: Sequence[SourceRecord], *, source: str, out: str, shard_bytes: int, shared: Container[str] = ()
@@ -124,37 +134,46 @@ def write_shard(plan: ShardPlan) -> dict:
         nulls.update(set(built.nulls))
     report = {
         "digest": plan.digest, "records_in": len(plan.records), "records_out": len(rows), "rejected": rejected,
-        "nulls": dict(sorted(nulls.items())), "sha256": None, "num_bytes": None,
+        "nulls": dict(sorted(nulls.items())),
     }  # fmt: skip
-    if rows:
-        data = _parquet(rows)
+    return put_shard(plan, out, report, _parquet(rows) if rows else None)
+
+
+def put_shard(plan, out: Output, report: dict, data: bytes | None) -> dict:
+    """Write a shard's Parquet, if there are rows, and then its report; return the report with size and SHA-256 of the first."""
+    report = report | {"sha256": None, "num_bytes": None}
+    if data is not None:
         out.write(plan.parquet, data)
         report |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
     out.write(plan.report, json.dumps(report, indent=1).encode())
     return report
 
 
-def finished_report(plan: ShardPlan, out: Output) -> dict | None:
-    """Return the report of a shard that is there, whole, and of this plan; else None."""
+def finished_report(plan, out: Output) -> dict | None:
+    """Return the report of a shard that is there, whole, and of this plan; else None.
+
+    Args:
+        plan: a `ShardPlan`, or whatever else has `digest`, `parquet`, `report` and `agrees`.
+    """
     try:
         report = json.loads(out.read(plan.report))
-        if report["digest"] != plan.digest:
+        if report["digest"] != plan.digest or not plan.agrees(report):
             return None
-        if not _adds_up(plan, report, None if report["sha256"] is None else out.read(plan.parquet)):
+        if not _is_of(report, None if report["sha256"] is None else out.read(plan.parquet)):
             return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or cut short by a hand from outside
         return None
     return report
 
 
-def _adds_up(plan: ShardPlan, report: dict, data: bytes | None) -> bool:
-    """Tell whether a report's counts are those of the plan and of the Parquet file, and the file is the reported one."""
-    if data is not None and hashlib.sha256(data).hexdigest() != report["sha256"]:
+def _is_of(report: dict, data: bytes | None) -> bool:
+    """Tell whether a Parquet file is the reported one, and its rows are as many as the report says."""
+    if data is None:
+        return (report["records_out"], report["num_bytes"]) == (0, None)
+    if hashlib.sha256(data).hexdigest() != report["sha256"]:
         return False
-    num_rows = pq.read_metadata(pa.BufferReader(data)).num_rows if data is not None else 0
-    counts = (report["records_in"], report["records_out"], len(report["rejected"]), report["num_bytes"])
-    expected = (len(plan.records), num_rows, len(plan.records) - num_rows, data and len(data))
-    return counts == expected and isinstance(report["nulls"], dict)
+    num_rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return (report["records_out"], report["num_bytes"]) == (num_rows, len(data))
 
 
 class Output:
@@ -183,7 +202,7 @@ class Output:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other builds on this machine from writing here; in an object store nothing can."""
+        """Keep other commands on this machine from writing here; in an object store nothing can."""
         if not isinstance(self.fs, LocalFileSystem):
             yield
             return
@@ -192,7 +211,7 @@ class Output:
             try:
                 stack.enter_context(WeakFileLock(f"{self.root}/{LOCK}", timeout=1))
             except TimeoutError:
-                raise OSError(f"{self.url}: another build is writing here. Wait for it to end, or stop it.") from None
+                raise OSError(f"{self.url}: another command is writing here. Wait for it to end, or stop it.") from None
             yield
 
     def names(self, folder: str) -> list[str]:

@@ -60,7 +60,7 @@ class Source:
         self.url = str(url)
         self.fs, self.root = fsspec.core.url_to_fs(self.url)
         if not self.fs.isdir(self.root):
-            raise FileNotFoundError(f"--source {self.url}: there is no such folder.")
+            raise FileNotFoundError(f"{self.url}: there is no such folder.")
 
     @cached_property
     def files(self) -> dict[str, SourceFile]:
