@@ -31,7 +31,7 @@ from transformers import pipeline
 import anyecg_hf
 from training.checkpointing import write_json
 from training.corpora import RecordEntry, list_records
-from training.metrics import patient_bootstrap
+from training.ecg_metrics.patient_bootstrap import patient_bootstrap
 from training.splits import spread_order
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -592,7 +592,12 @@ def test_the_best_model_is_written_whole_and_the_results_are_its_own(
     kept = load_file(tmp_path / "checkpoint-6" / "best.safetensors")
     assert report["best_step"] == 2
     assert set(kept) == set(load_file(tmp_path / "checkpoint-2" / "model.safetensors"))
-    _same_as_logged(report["evaluation"], [entry for entry in history if entry["step"] == 2])
+    figures = report["evaluation"]
+    if (
+        stage == "finetune"
+    ):  # temperature and thresholds come after what was logged, and move all but the order of scores
+        figures = {name: value for name, value in figures.items() if "auroc" in name or "auprc" in name}
+    _same_as_logged(figures, [entry for entry in history if entry["step"] == 2])
     if stage != "finetune":  # the head of which is completed
         written = load_file(tmp_path / "model.safetensors")
         assert all(torch.equal(value, kept[finished + name]) for name, value in written.items())
