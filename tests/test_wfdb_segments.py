@@ -236,11 +236,11 @@ def test_an_endless_gap_takes_no_memory_and_its_parts_can_be_read(tmp_path, leng
 def test_a_header_of_a_hundred_thousand_segments_is_refused_in_time(tmp_path):
     lines = ["a 4"] * 100_000
     path = fixed(tmp_path, master="\n".join([f"m/{len(lines)} 2 500 {4 * len(lines)}", *lines]))
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(ValueError, match="at most 5000 are opened"):
         read_record(path)
     assert read_record(path, duration_seconds=1).signal.shape == (2, 500)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 # Real recordings
