@@ -15,8 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import expit
-
-from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
@@ -40,7 +39,7 @@ def predictions_of(
     Raises:
         ValueError: the classifier is not one of several labels at once.
     """
-    model = AnyECGForSequenceClassification.from_pretrained(checkpoint).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
     task = task_of(model.config)
     if task.problem_type != MULTI:
         raise ValueError(f"{checkpoint}: {task.problem_type}; compared are multi-label classifiers.")

@@ -15,10 +15,9 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoConfig, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from anyecg_hf.modeling_anyecg import AnyECGModel
-from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
 
 from .checkpointing import load_extractor, write_json
 from .collate import ECGCollator
@@ -57,7 +56,7 @@ def task_of(config) -> Task:
 
 
 def classifier_report(
-    model: AnyECGForSequenceClassification,
+    model: PreTrainedModel,
     records: ECGDataset,
     collator: ECGCollator,
     task: Task,
@@ -125,7 +124,7 @@ def _run_probe(args: argparse.Namespace, sources, collator: ECGCollator) -> dict
 
 
 def _run_classifier(args: argparse.Namespace, sources, collator: ECGCollator) -> dict:
-    model = AnyECGForSequenceClassification.from_pretrained(args.checkpoint).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(args.checkpoint).eval()
     task = task_of(model.config)
     records = load_folds(sources, collator.extractor, args.folds, args=DataArguments(data=args.data))
     if not args.same_records_as:

@@ -10,14 +10,14 @@ label chosen, both on fold 9, and everything is written as a folder that `pipeli
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
@@ -145,8 +145,15 @@ def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collat
     return LinearProbe(features, train.targets)
 
 
-def build_trainer(model_args, extractor_args, data_args, augmentation, task_args, args) -> tuple[AnyECGTrainer, Task]:
-    """Return the trainer of one run and its task."""
+def build_trainer(
+    model_args, extractor_args, data_args, augmentation, task_args, args, *, build_model: Callable = build_model
+) -> tuple[AnyECGTrainer, Task]:
+    """Return the trainer of one run and its task.
+
+    Args:
+        build_model: from model arguments, task and training targets to a model whose last layer is its `classifier`; another
+            than AnyECG's (see `benchmarks/baselines`) is trained and measured in the same way.
+    """
     if model_args.init_from:
         extractor = extractor_args.inherited(
             load_extractor(model_args.init_from), f"--init_from {model_args.init_from}"
@@ -185,7 +192,7 @@ def _target_scale(task: Task, train: ECGDataset) -> tuple[np.ndarray, np.ndarray
     return train.targets.mean(axis=0), np.maximum(train.targets.std(axis=0), 1e-6)
 
 
-def _loss(model: AnyECGForSequenceClassification, prediction) -> float:
+def _loss(model: PreTrainedModel, prediction) -> float:
     """Return the loss over all records, in place of a mean over batches."""
     return float(model._loss(torch.from_numpy(prediction.predictions), torch.from_numpy(prediction.label_ids)))
 
@@ -228,9 +235,10 @@ def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) 
     return [name for name, own in zip(task.names, is_own, strict=True) if not own]
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], *, build_model: Callable = build_model) -> None:
+    """Run the command; `build_model` as for `build_trainer`."""
     instances = parse_recipe(argv, ARGUMENTS)
-    trainer, task = build_trainer(*instances)
+    trainer, task = build_trainer(*instances, build_model=build_model)
     if is_finished(trainer, instances):
         return
     run_training(trainer, arguments=instances)
