@@ -11,8 +11,16 @@ import dataclasses
 import numpy as np
 import torch
 
-from .leads import LEAD_IDS, resolve_lead_names
-from .pipelines_anyecg import ECGClassificationPipeline, as_many, join_windows, read_any
+from .leads import LEAD_IDS
+from .pipelines_anyecg import (
+    MARKS,
+    ECGClassificationPipeline,
+    as_many,
+    join_windows,
+    marked_patches,
+    marks_of,
+    read_any,
+)
 from .record_input import check_record, in_millivolt
 from .records import Record
 
@@ -103,7 +111,10 @@ def explain(pipe, record, *, label=None, **options):
         patch_seconds=pipe.feature_extractor.patch_size / pipe.feature_extractor.sampling_rate,
         record=_as_record(record, pipe.feature_extractor, **read_options),
     )
-    _leave_out_restored(explanation, record, read_options.get("lead_aliases"))
+    restored = explanation.record.restored
+    if restored is not None:
+        places = explanation.start_seconds, explanation.patch_seconds
+        relevance[marked_patches(restored, explanation.record.sampling_rate, *places)] = np.nan
     return explanation
 
 
@@ -152,17 +163,6 @@ def _as_record(record, extractor, *, lead_aliases=None, **given):
     checked = check_record(record, extractor.lead_names, given, lead_aliases)
     comments = list(getattr(record, "comments", None) or [])  # a picture says from them that a record is simulated
     signal = in_millivolt([checked])[0]
-    return Record(signal, checked.sampling_rate, checked.lead_names, record_name=checked.name, comments=comments)
-
-
-def _leave_out_restored(explanation, record, lead_aliases):
-    """Put NaN where a result of `ecg-reconstruction` says that a patch was restored, in whole or in part."""
-    if not isinstance(record, dict) or record.get("restored") is None:
-        return
-    rows = resolve_lead_names(record["lead_names"], lead_aliases)
-    rate = explanation.record.sampling_rate
-    starts = np.round(explanation.start_seconds * rate).astype(int)
-    ends = np.round((explanation.start_seconds + explanation.patch_seconds) * rate).astype(int)
-    for relevance, name in zip(explanation.relevance, explanation.lead_names, strict=True):
-        restored = np.asarray(record["restored"])[rows.index(name)]
-        relevance[[restored[start:end].any() for start, end in zip(starts, ends)]] = np.nan
+    read = Record(signal, checked.sampling_rate, checked.lead_names, record_name=checked.name, comments=comments)
+    read.restored, read.derived = (marks_of(record, mark, read.lead_names, lead_aliases) for mark in MARKS)
+    return read

@@ -1,4 +1,4 @@
-"""Lead names: their one spelling, their ids, the aliases understood, and the limb leads that follow from I and II."""
+"""Lead names: their one spelling, their ids, the aliases understood, and the limb leads that follow from any two others."""
 
 import functools
 import re
@@ -11,6 +11,7 @@ FRANK_LEADS = ("X", "Y", "Z")
 LEAD_IDS = {name: index for index, name in enumerate(STANDARD_LEADS + FRANK_LEADS, start=1)}  # 0 is padding
 _LONGEST_NAME = 64  # of a lead that can be known
 LIMB_LEADS_FROM_I_AND_II = {"III": (-1.0, 1.0), "aVR": (-0.5, -0.5), "aVL": (1.0, -0.5), "aVF": (-0.5, 1.0)}
+LIMB_LEADS = {"I": (1.0, 0.0), "II": (0.0, 1.0), **LIMB_LEADS_FROM_I_AND_II}  # in standard order
 
 _PREFIX = re.compile(r"^(?:(?:ecg|ekg)(?=[\s_:.]|lead))?[\s_:.]*(?:lead)?[\s_:.]*")
 # ML: modified limb leads of Holter recorders. D: derivation, usual in French, Spanish and Portuguese.
@@ -80,7 +81,9 @@ def resolve_lead_names(names, lead_aliases=None, record=None):
 
 
 def derive_limb_leads(signal, lead_names):
-    """Return the record with those of III, aVR, aVL, aVF added that it lacks, computed from I and II.
+    """Return the record with those of the six limb leads added that it lacks, computed from two that it has.
+
+    From I and II where both are there, else from the first two in standard order.
 
     Args:
         signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt; missing values (NaN) stay missing.
@@ -90,28 +93,79 @@ def derive_limb_leads(signal, lead_names):
         `(signal, lead_names)`: the given rows first, unchanged, then the added ones in standard order.
 
     Raises:
-        ValueError: I or II is absent, or names and rows do not match.
+        ValueError: fewer than two limb leads are there, or names and rows do not match.
 
     Source: Einthoven's law, Goldberger's definitions: III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2.
     """
     signal, lead_names = np.asarray(signal), list(lead_names)
+    _refuse_rows(signal, lead_names)
+    given = [name for name in LIMB_LEADS if name in lead_names]
+    if len(given) < 2:
+        raise ValueError(
+            f"Limb leads are derived from two others; there is {' and '.join(given) or 'none'} in {lead_names}. "
+            "Pass standard names (see resolve_lead_names), or leave the absent leads out: the model takes fewer, too."
+        )
+    added = [name for name in LIMB_LEADS if name not in lead_names]
+    if not added:
+        return signal, lead_names
+    pair = np.stack([signal[lead_names.index(name)] for name in given[:2]])
+    rows = [_weights(name, given[:2]) for name in added]
+    rows = [first * pair[0] + second * pair[1] for first, second in rows]
+    return np.concatenate([signal, np.stack(rows).astype(signal.dtype)]), lead_names + added
+
+
+def derivable(lead_names, known):
+    """Return where a limb lead that is not known follows from two that are, bool of the shape of `known`.
+
+    Args:
+        lead_names (`list[str]`): standard names, one per row.
+        known (`np.ndarray` of shape `(num_leads, n)`): True where a lead is known, by sample or by patch.
+    """
+    is_limb = np.array([name in LIMB_LEADS for name in lead_names], dtype=bool)
+    known = np.asarray(known, dtype=bool)
+    return is_limb[:, None] & ~known & (known[is_limb].sum(axis=0) >= 2)
+
+
+def fill_limb_leads(signal, lead_names, known):
+    """Return a copy of `signal` in which limb leads that are not known are computed wherever two others are.
+
+    Args:
+        signal (`np.ndarray` of shape `(num_leads, num_samples)`): millivolt.
+        lead_names (`list[str]`): standard names, one per row.
+        known (`np.ndarray` of shape `(num_leads, num_samples)`): True where the lead was measured.
+
+    Returns:
+        `np.ndarray` like `signal`; what `derivable` does not name is as it was.
+
+    Raises:
+        ValueError: names and rows do not match.
+
+    Source: see `derive_limb_leads`.
+    """
+    _refuse_rows(signal, lead_names)
+    filled, known, where = signal.copy(), np.asarray(known, dtype=bool), derivable(lead_names, known)
+    limbs = [name for name in LIMB_LEADS if name in lead_names]
+    rows = [lead_names.index(name) for name in limbs]
+    for pattern in np.unique(known[rows][:, where.any(axis=0)], axis=1).T:  # which limb leads are known together
+        here = where.any(axis=0) & (known[rows] == pattern[:, None]).all(axis=0)
+        first, second = np.flatnonzero(pattern)[:2]
+        for place in np.flatnonzero(~pattern):
+            weights = _weights(limbs[place], (limbs[first], limbs[second]))
+            filled[rows[place], here] = weights[0] * signal[rows[first], here] + weights[1] * signal[rows[second], here]
+    return filled
+
+
+def _weights(name, pair):
+    """Return what of each of the two limb leads `pair` makes up limb lead `name`."""
+    return np.linalg.solve(np.array([LIMB_LEADS[given] for given in pair]).T, LIMB_LEADS[name]).tolist()
+
+
+def _refuse_rows(signal, lead_names):
     if signal.ndim != 2 or len(lead_names) != len(signal):
         raise ValueError(
             f"{len(lead_names)} lead names for a signal of shape {signal.shape}; "
             "pass (num_leads, num_samples) and one name per row."
         )
-    absent = [name for name in ("I", "II") if name not in lead_names]
-    if absent:
-        raise ValueError(
-            f"Limb leads are derived from I and II; {' and '.join(absent)} is absent from {lead_names}. "
-            "Pass standard names (see resolve_lead_names), or leave the absent leads out: the model takes fewer, too."
-        )
-    lead_i, lead_ii = signal[lead_names.index("I")], signal[lead_names.index("II")]
-    added = {n: w for n, w in LIMB_LEADS_FROM_I_AND_II.items() if n not in lead_names}
-    rows = [weight_i * lead_i + weight_ii * lead_ii for weight_i, weight_ii in added.values()]
-    if not rows:
-        return signal, lead_names
-    return np.concatenate([signal, np.stack(rows).astype(signal.dtype)]), lead_names + list(added)
 
 
 def _normalise(name):

@@ -6,11 +6,12 @@
 The whole page is one matplotlib axis in millimetres. It shows leads, times and findings, and nothing about the patient.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from .leads import STANDARD_LEADS
+from .records import Record
 from .signal_ops import to_millivolt
 from .simulate import is_simulated
 
@@ -33,6 +34,7 @@ PAGE_SECONDS = 10.0
 _PAPER, _THIN_LINE, _THICK_LINE = "#fffbfa", "#f9dcd9", "#eeb0ab"
 _INK, _GREY, _ALERT, _POSITIVE = "#101010", "#666666", "#b3261e", "#1a4f9c"  # positive is not the same as bad
 _FOR, _AGAINST, _UNSEEN = "#2166c8", "#d06a00", "#bdbdbd"  # told apart by the colour-blind, too
+_RESTORED = "#8e24aa"  # of a trace that a model made
 _DARKEST = 0.65  # opacity of the cell with the largest relevance
 _MARGIN, _HEADER, _FOOTER = 8.0, 12.0, 9.0  # mm
 _CALIBRATION_WIDTH = 10.0  # mm: 2.5 before, 5 for 200 ms, 2.5 after
@@ -51,9 +53,11 @@ def plot_record(
     12 leads that fill 10 seconds are printed in four columns of 2.5 s, one after the other in time, over a strip of
     lead II; any other set or length one lead below the other. Each lead is shown about its median. Rows are as far
     apart as their traces need, up to 50 mm to either side; what is larger is cut off there, with a note below the name.
+    What a model restored is drawn in violet on a violet ground and said to be so at the lead's name, as are derived limb leads.
 
     Args:
-        record (`Record`): NaN, and what `mask` excludes, is shown as a gap.
+        record (`Record`, or `dict` as the pipeline `ecg-reconstruction` returns it): NaN, and what `mask` excludes, is shown
+            as a gap.
         findings (`list[dict]`, *optional*): `{"label", "score", "threshold", "positive"}` as the pipeline
             `ecg-classification` returns them; `threshold` and `positive` may be absent or `None`.
         explanation (`Explanation`, *optional*): of this record, from `anyecg_hf.explain`. Its relevance is a shade behind
@@ -74,10 +78,14 @@ def plot_record(
     >>> figure = plot_record(simulate_record(0), findings=[{"label": "SR", "score": 0.98, "threshold": 0.5}])
     """
     _require_matplotlib()
+    if isinstance(record, dict):
+        names = {field.name for field in fields(Record)} - {"quality"}
+        record = Record(**{name: value for name, value in record.items() if name in names})
     part = _cut(record, start_seconds, seconds, mask)
     findings = _checked(findings)
     rows = _rows(part, in_columns=explanation is None)
-    page = _Page.for_rows(rows, part, findings, key_height=0.0 if explanation is None else _KEY_LINE)
+    num_keys = part.is_marked + (explanation is not None)
+    page = _Page.for_rows(rows, part, findings, key_height=num_keys * _KEY_LINE)
     figure = Figure(figsize=(page.width / 25.4, page.height / 25.4), dpi=dpi)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, page.width), ylim=(0, page.height))
@@ -90,6 +98,8 @@ def plot_record(
         for strip in row:
             _draw_strip(axes, page, strip, zero)
     _draw_words(axes, page, part, record)
+    if part.is_marked:
+        _draw_key_to_marks(axes, page, line=num_keys)
     if findings is not None:
         _draw_findings(axes, page, findings)
     return figure
@@ -113,6 +123,12 @@ class _Part:
     start_seconds: float
     seconds: float
     record_seconds: float
+    restored: np.ndarray  # bool (num_leads, num_samples): made by a model
+    derived: np.ndarray  # bool (num_leads, num_samples): computed from other limb leads
+
+    @property
+    def is_marked(self):
+        return bool(self.restored.any() or self.derived.any())
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,8 @@ class _Strip:
     left: float  # mm from the end of the calibration mark
     height: np.ndarray  # (num_samples,) mm above the zero line
     step: float  # mm from sample to sample
+    restored: np.ndarray  # bool (num_samples,)
+    note: str  # to the lead's name: what of it was not measured
 
     def reach(self, side):
         """Return how far the trace goes above (+1) or below (-1) the zero line in mm, within what a row may have."""
@@ -147,7 +165,19 @@ def _cut(record, start_seconds, seconds, mask):
     shown = signal[:, first : first + count]
     middle = [np.median(lead[np.isfinite(lead)]) if np.isfinite(lead).any() else 0.0 for lead in shown]
     shown = shown - np.array(middle)[:, None]
-    return _Part(shown, list(record.lead_names), rate, first / rate, shown.shape[1] / rate, record_seconds)
+    restored, derived = (_marks(record, name)[:, first : first + count] for name in ("restored", "derived"))
+    seconds = shown.shape[1] / rate
+    return _Part(shown, list(record.lead_names), rate, first / rate, seconds, record_seconds, restored, derived)
+
+
+def _marks(record, name):
+    """Return which samples have a mark, bool of the shape of the signal."""
+    marks, shape = getattr(record, name, None), np.shape(record.signal)
+    if marks is None:
+        return np.zeros(shape, dtype=bool)
+    if np.shape(marks) != shape:
+        raise ValueError(f"{name} has shape {np.shape(marks)}, the signal {shape}; pass one value per lead and sample.")
+    return np.asarray(marks, dtype=bool)
 
 
 def _usable_signal(record, mask):
@@ -184,8 +214,15 @@ def _rows(part, in_columns):
 def _strip(part, lead, start, seconds):
     rate, step = part.sampling_rate, MM_PER_SECOND / part.sampling_rate
     first, last = round(start * rate), round((start + seconds) * rate)
-    height = part.signal[lead, first:last] * MM_PER_MV
-    return _Strip(part.lead_names[lead], first * step, height, step)
+    height, restored = part.signal[lead, first:last] * MM_PER_MV, part.restored[lead, first:last]
+    note = _note("restored", restored) or _note("derived", part.derived[lead, first:last])
+    return _Strip(part.lead_names[lead], first * step, height, step, restored, note)
+
+
+def _note(mark, samples):
+    if not samples.any():
+        return ""
+    return f" ({mark})" if samples.all() else f" ({mark} in part)"
 
 
 def _checked(findings):
@@ -286,15 +323,33 @@ def _draw_strip(axes, page, strip, zero):
     # the pale rim keeps crossing traces of neighbouring rows apart
     rim = [withStroke(linewidth=2.2, foreground=_PAPER, alpha=0.85)]
     axes.plot(x, zero + y, color=_INK, linewidth=0.8, zorder=4, gid=f"trace-{strip.lead_name}", path_effects=rim)
+    _draw_restored(axes, strip, x, zero + y, zero)
     if strip.left > 0:
         axes.plot([left, left], [zero - 4, zero + 4], color=_GREY, linewidth=0.8, zorder=5)
     height = min(max(_local_top(strip) + 2.0, 6.0), _REACH[1] - 3)
     rim = [withStroke(linewidth=2.5, foreground=_PAPER)]
     word = {"color": _INK, "zorder": 6, "path_effects": rim}
-    axes.text(left + 1.5, zero + height, strip.lead_name, fontsize=10, weight="bold", gid="lead", **word)
+    axes.text(left + 1.5, zero + height, strip.lead_name + strip.note, fontsize=10, weight="bold", gid="lead", **word)
     if strip.is_cut:
         note = f"cut at {_REACH[1] / MM_PER_MV:g} mV"
         axes.text(left + 1.5, zero + height - 3, note, fontsize=6.5, gid="cut", **word)
+
+
+def _draw_restored(axes, strip, x, y, zero):
+    """Draw what a model made in a colour and on a ground of its own."""
+    if not strip.restored.any():
+        return
+    y = np.where(strip.restored, y, np.nan)
+    axes.plot(x, y, color=_RESTORED, linewidth=0.8, zorder=4.5, gid=f"restored-{strip.lead_name}")
+    for first, last in _stretches(strip.restored):
+        corner, size = (x[first], zero - 5), ((last - first) * strip.step, 10)
+        look = {"facecolor": _RESTORED, "alpha": 0.12, "edgecolor": "none", "zorder": 2.6, "gid": "restored"}
+        axes.add_patch(Rectangle(corner, *size, **look))
+
+
+def _stretches(flags):
+    """Return `(first, last + 1)` of each run of True."""
+    return np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(int), [0]]))).reshape(-1, 2)
 
 
 def _local_top(strip):
@@ -305,9 +360,8 @@ def _local_top(strip):
 
 def _draw_gaps(axes, strip, left, zero):
     """Shade what has no value; say so where there is room."""
-    missing = np.concatenate([[0], np.isnan(strip.height).astype(int), [0]])
     look = {"facecolor": "#d9d9d9", "alpha": 0.6, "edgecolor": "none", "zorder": 3, "gid": "gap"}
-    for first, last in np.flatnonzero(np.diff(missing)).reshape(-1, 2):
+    for first, last in _stretches(np.isnan(strip.height)):
         start, width = left + first * strip.step, (last - first) * strip.step
         if width < 1.0:
             continue
@@ -362,6 +416,13 @@ def _draw_key(axes, page, explanation, largest):
             x += 3.6
         axes.text(x, y, word, fontsize=8, color=_GREY, gid="key")
         x += _text_width(word, "normal") / 72 * 25.4 * 8 / 9 + 4
+
+
+def _draw_key_to_marks(axes, page, line):
+    x, y = page.paper_left, page.paper_bottom + page.paper_height + 3 + line * _KEY_LINE
+    axes.add_patch(Rectangle((x, y - 0.3), 2.6, 2.6, facecolor=_RESTORED, edgecolor="none"))
+    word = "restored: made by a model, not measured.  derived: computed from other limb leads."
+    axes.text(x + 3.6, y, word, fontsize=8, color=_GREY, gid="key-to-marks")
 
 
 def _draw_words(axes, page, part, record):

@@ -16,3 +16,13 @@ def analytic_ecg(sampling_rate=500.0, seconds=10.0, num_leads=12, beat_seconds=0
             lead += height * (0.5 + 0.1 * np.cos(np.arange(num_leads) * (number + 1)))[:, None] * wave
     signs = np.where(np.arange(num_leads) == 3, -1.0, 1.0)[:, None]
     return signs * lead
+
+
+def four_source_ecg(seed=0, samples=900):
+    """Return twelve leads of four sources in which Einthoven's law holds, float32 millivolt."""
+    generator = np.random.default_rng(seed)
+    sources = np.cumsum(generator.normal(size=(4, samples)), axis=1) * 0.05
+    chest = generator.normal(size=(6, 4)) @ sources + 0.02 * generator.normal(size=(6, samples))
+    one, two = sources[0], sources[1]
+    limbs = [one, two, two - one, -(one + two) / 2, one - two / 2, two - one / 2]
+    return np.concatenate([limbs, chest]).astype(np.float32)

@@ -35,6 +35,7 @@ TINY = {
     "stem_bins": 5,
     "codebook_size": NUM_CODES,
 }
+TINY_WAVEFORM = {"waveform_channels": (8, 8), "waveform_blocks": 1, "waveform_state_channels": 2}
 
 
 @dataclass
@@ -65,7 +66,7 @@ CASES = [
         takes_bool_masked_pos=False,
         has_grid_output=False,
     ),
-    Case(AnyECGForLeadReconstruction, AutoModelForMaskedImageModeling, "reconstruction"),
+    Case(AnyECGForLeadReconstruction, AutoModelForMaskedImageModeling, "reconstruction", options=TINY_WAVEFORM),
     Case(
         AnyECGRhythmQuantizer,
         AutoModel,

@@ -164,6 +164,7 @@ def test_what_was_restored_is_no_evidence(known):
     assert found.lead_names == ["I", "II", "V1", "V2"]
     assert np.isnan(found.relevance).tolist() == [[False] * 4, [False, True, False, False], [True] * 4, [True] * 4]
     assert found.score == pytest.approx(next(each["score"] for each in known(restored) if each["label"] == "AFIB"))
+    assert np.array_equal(found.record.restored, restored["restored"])  # which its picture shows
 
 
 # ---- records -------------------------------------------------------------------------------------------------------

@@ -1,11 +1,21 @@
-"""Lead names, their aliases and ids, and the limb leads that follow from I and II."""
+"""Lead names, their aliases and ids, and the limb leads that follow from two others."""
+
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyecg_hf.leads import LEAD_IDS, STANDARD_LEADS, derive_limb_leads, resolve_lead_name, resolve_lead_names
+from anyecg_hf.leads import (
+    LEAD_IDS,
+    STANDARD_LEADS,
+    derivable,
+    derive_limb_leads,
+    fill_limb_leads,
+    resolve_lead_name,
+    resolve_lead_names,
+)
 
 ALIASES = {
     "avr": "aVR",
@@ -136,9 +146,41 @@ def test_a_missing_value_in_a_source_lead_stays_missing_in_the_derived_one():
     assert np.isnan(out[2:, 2]).all() and not np.isnan(out[:, [0, 1, 3]]).any()
 
 
-@pytest.mark.parametrize("names, absent", [(["I", "V1"], "II is absent"), (["V1", "V2"], "I and II is absent")])
-def test_without_lead_one_or_two_nothing_can_be_derived(names, absent):
-    with pytest.raises(ValueError, match=absent):
+def limb_leads(num_samples=60):
+    """Return the six limb leads as differences of electrode potentials, float64, in standard order."""
+    right, left, foot = np.random.default_rng(1).normal(size=(3, num_samples))
+    terminal = [right - (left + foot) / 2, left - (right + foot) / 2, foot - (right + left) / 2]
+    return np.stack([left - right, foot - right, foot - left, *terminal])
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(range(6), 2)))
+def test_any_two_limb_leads_give_the_other_four(pair):
+    leads, names = limb_leads(), list(STANDARD_LEADS[:6])
+    out, found = derive_limb_leads(leads[list(pair)], [names[row] for row in pair])
+    assert sorted(found) == sorted(names)
+    for name, row in zip(found, out, strict=True):
+        np.testing.assert_allclose(row, leads[names.index(name)], atol=1e-12)
+
+
+def test_limb_leads_are_filled_in_where_two_others_are_known_and_nowhere_else():
+    leads, names = limb_leads(), list(STANDARD_LEADS[:6])
+    signal = np.concatenate([leads, leads[:1]])
+    known = np.random.default_rng(2).random((7, 60)) < 0.5
+    known[6] = False
+    where = derivable([*names, "V1"], known)
+    damaged = np.where(known, signal, 99.0)
+    filled = fill_limb_leads(damaged, [*names, "V1"], known)
+    for column in range(60):
+        enough = known[:6, column].sum() >= 2
+        for row in range(7):
+            assert where[row, column] == (enough and row < 6 and not known[row, column])
+            expected = signal[row, column] if known[row, column] or where[row, column] else 99.0
+            assert filled[row, column] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("names, given", [(["I", "V1"], "there is I in"), (["V1", "V2"], "there is none in")])
+def test_of_fewer_than_two_limb_leads_nothing_can_be_derived(names, given):
+    with pytest.raises(ValueError, match=given):
         derive_limb_leads(np.zeros((2, 3)), names)
 
 

@@ -10,7 +10,7 @@ from model_cases import BACKBONE, CLASSIFIER, PATCH_SIZE, RECONSTRUCTION, make_b
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification
+from anyecg_hf.modeling_anyecg_heads import AnyECGForSequenceClassification, least_squares_weights
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 both_poolings = pytest.mark.parametrize("pooling", ["mean", "mean_max"])
@@ -191,12 +191,19 @@ def test_labels_and_thresholds_are_saved_and_loaded_in_their_order(tmp_path):
 
 
 def reconstruction_loss(reconstruction, target, scored):
-    """Mean over the scored patches of L1 + 0.5 MSE + L1 of the slope, in units of 0.5 mV, in float64."""
-    error = (reconstruction - target).detach().double().numpy().reshape(*scored.shape, PATCH_SIZE) / 0.5
+    """Mean over the scored patches of L1 + 0.5 MSE + L1 of the slope, in units of 0.5 mV, in float64.
+
+    The slope is taken from the sample before the patch to the one after it; what is not scored has no error.
+    """
+    error = (reconstruction - target).detach().double().numpy() / 0.5
+    error = np.where(np.repeat(scored.numpy(), PATCH_SIZE, axis=2), error, 0)
     losses = []
     for i, j, k in scored.nonzero().tolist():
-        e = error[i, j, k]
-        losses.append(np.abs(e).mean() + 0.5 * (e**2).mean() + np.abs(np.diff(e)).mean())
+        first, last = k * PATCH_SIZE, (k + 1) * PATCH_SIZE
+        e = error[i, j, first:last]
+        around = error[i, j, max(first - 1, 0) : last + 1]
+        slopes = np.abs(np.diff(around)).sum() / (PATCH_SIZE + 1)
+        losses.append(np.abs(e).mean() + 0.5 * (e**2).mean() + slopes)
     return np.mean(losses)
 
 
@@ -262,6 +269,75 @@ def test_another_lead_id_generates_another_lead():
     first = run(RECONSTRUCTION, model, batch)[:, 2]
     batch["lead_ids"][:, 2] = 12
     assert (run(RECONSTRUCTION, model, batch)[:, 2] - first).abs().max() > 1e-2
+
+
+def test_a_step_at_the_edge_of_a_hidden_patch_is_part_of_the_loss():
+    model, (batch, _) = make_model(RECONSTRUCTION), reconstruction_batch()
+    batch["bool_masked_pos"] = torch.zeros(2, 3, 4, dtype=torch.bool)
+    batch["bool_masked_pos"][0, 0, 1] = True
+    made = model(**batch).reconstruction.detach()
+    scored = batch["bool_masked_pos"]
+    offset = made.clone()
+    offset[0, 0, 300:600] -= 0.5  # one model unit, constant in the patch: two steps, one at each edge
+    assert model(**batch, labels=offset).loss.item() == pytest.approx(1 + 0.5 + 2 / 301, rel=1e-4)
+    assert reconstruction_loss(made, offset, scored) == pytest.approx(1 + 0.5 + 2 / 301, rel=1e-4)
+
+
+# Least squares
+
+
+def leads_of(num_samples=4000, seed=0):
+    """Return twelve leads that depend on four sources and some noise, float64 `(12, num_samples)` in millivolt."""
+    generator = np.random.default_rng(seed)
+    sources = generator.normal(size=(4, num_samples))
+    return 0.3 * generator.normal(size=(12, 4)) @ sources + 0.02 * generator.normal(size=(12, num_samples))
+
+
+def test_a_hidden_lead_starts_from_its_least_squares_estimate_and_a_seen_one_from_itself():
+    leads = leads_of(3 * PATCH_SIZE)
+    model = make_model(RECONSTRUCTION, lead_covariance=(leads @ leads.T / leads.shape[1]).tolist())
+    order = [8, 0, 6, 11, 1]  # rows in an order of their own, some leads absent
+    batch = {"input_values": torch.tensor(leads[order])[None].float(), "lead_ids": torch.tensor(order)[None] + 1}
+    batch["bool_masked_pos"] = torch.zeros(1, 5, 3, dtype=torch.bool)
+    batch["bool_masked_pos"][0, [0, 3], 1] = True
+    estimate = model(**batch).linear_estimate[0].detach().double().numpy()
+    seen = [0, 6, 1]
+    for row, lead in ((0, 8), (3, 11)):
+        weights, *_ = np.linalg.lstsq(leads[seen].T, leads[lead], rcond=None)
+        np.testing.assert_allclose(estimate[row, 300:600], weights @ leads[seen][:, 300:600], atol=2e-3)
+        np.testing.assert_allclose(estimate[row, :300], leads[lead, :300], atol=1e-6)
+    np.testing.assert_allclose(estimate[[1, 2, 4]], leads[seen], atol=1e-6)
+
+
+def test_leads_that_depend_on_each_other_have_bounded_weights():
+    leads = leads_of()
+    leads[2], leads[4] = leads[1] - leads[0], leads[0] - leads[1] / 2
+    products = torch.tensor(leads @ leads.T / leads.shape[1], dtype=torch.float32)
+    seen = torch.ones(12)
+    seen[7] = 0
+    weights = least_squares_weights(products, seen)
+    assert weights.abs().max() < 2 and (weights[:, 7] == 0).all()
+    found = weights[7].double().numpy() @ leads
+    expected = np.linalg.lstsq(leads[seen.bool().numpy()].T, leads[7], rcond=None)[0] @ leads[seen.bool().numpy()]
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 2e-3
+
+
+def test_without_mean_products_hidden_patches_start_from_zero():
+    model, (batch, _) = make_model(RECONSTRUCTION), reconstruction_batch()
+    estimate = model(**batch).linear_estimate.view(2, 3, 4, PATCH_SIZE)
+    assert (estimate[batch["bool_masked_pos"]] == 0).all() and (estimate[0, 0, 1] != 0).any()
+
+
+def test_the_waveform_makes_no_step_at_the_edges_of_patches():
+    """Samples of a smooth record, of random weights: the jump over an edge is as large as those elsewhere."""
+    batch = make_batch(4, 6, 6)
+    batch["input_values"] = nn.functional.avg_pool1d(batch["input_values"], 31, stride=1, padding=15) * 5
+    batch["bool_masked_pos"] = torch.zeros(4, 6, 6, dtype=torch.bool)
+    batch["bool_masked_pos"][:, 3:] = True
+    jumps = run(RECONSTRUCTION, make_model(RECONSTRUCTION), batch)[:, 3:].diff(dim=-1).abs()
+    at_edges = torch.zeros(jumps.shape[-1], dtype=torch.bool)
+    at_edges[PATCH_SIZE - 1 :: PATCH_SIZE] = True
+    assert jumps[..., at_edges].mean() < 1.3 * jumps[..., ~at_edges].mean()
 
 
 def test_labels_of_another_length_are_an_error():

@@ -8,7 +8,16 @@ import torch
 
 from anyecg_hf.configuration_anyecg import AnyECGConfig
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
-from training.objectives import BeatHead, CodeBaselines, DemographyHead, LatentPrediction, MaskedCodes, beat_statistics
+from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction
+from training.objectives import (
+    BeatHead,
+    CodeBaselines,
+    DemographyHead,
+    LatentPrediction,
+    MaskedCodes,
+    MaskedWaveform,
+    beat_statistics,
+)
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "stem_channels": [4, 4, 4, 4]}
 
@@ -186,3 +195,24 @@ def test_the_teacher_follows_slowly_and_stands_at_the_end():
     objective.after_step()
     assert all(torch.allclose(moved[name], before[name] + 0.1, atol=1e-5) for name in before)
     assert not any(value.requires_grad for value in objective.teacher.parameters())
+
+
+def test_the_gain_of_masked_waveform_is_that_of_its_records_on_their_linear_estimate():
+    batch, model = _batch(), AnyECGForLeadReconstruction(AnyECGConfig(**SIZES, waveform_channels=[4, 4]))
+    batch["bool_masked_pos"][2] = False  # a record of which nothing is hidden counts in no figure
+    objective = MaskedWaveform(model).eval()
+    with torch.no_grad():
+        sums = objective(**batch)["sums"].double()
+        outputs = model(
+            **{name: batch[name] for name in ("input_values", "lead_ids", "attention_mask", "bool_masked_pos")}
+        )
+    hidden = np.repeat(batch["bool_masked_pos"].numpy(), 300, axis=2)
+    target = batch["input_values"].double().numpy()
+    errors = [
+        [((made.double().numpy() - target)[record][hidden[record]] ** 2).sum() for record in range(2)]
+        for made in (outputs.linear_estimate, outputs.reconstruction)
+    ]
+    figures = objective.figures(sums)
+    assert figures["gain_db"] == pytest.approx(np.mean(10 * np.log10(np.divide(*errors))), rel=1e-4)
+    power = (target[:2][hidden[:2]] ** 2).sum()
+    assert figures["explained_power"] == pytest.approx(1 - sum(errors[1]) / power, rel=1e-4)

@@ -449,10 +449,10 @@ def test_absent_leads_are_restored_and_measured_ones_come_back_as_they_were(reco
 def test_restored_leads_are_the_models(reconstruct):
     few = simulate_record(8, lead_names=["II", "V1"])
     batch = reconstruct.feature_extractor(few, return_tensors="pt")
-    values = torch.cat([batch["input_values"], torch.zeros(1, 1, 3000)], dim=1)
-    hidden = torch.tensor([False, False, True])[None, :, None].expand(1, 3, 10)
+    values, hidden = torch.zeros(1, 12, 3000), torch.ones(1, 12, 10, dtype=torch.bool)
+    values[:, [1, 6]], hidden[:, [1, 6]] = batch["input_values"], False
     with torch.no_grad():
-        expected = reconstruct.model(values, torch.tensor([[2, 7, 9]]), bool_masked_pos=hidden).reconstruction[0, 2]
+        expected = reconstruct.model(values, torch.arange(1, 13)[None], bool_masked_pos=hidden).reconstruction[0, 8]
     result = reconstruct(few, leads=["V3"])
     assert result["lead_names"] == ["II", "V1", "V3"]
     assert np.allclose(result["signal"][2], expected, atol=TOLERANCE)
@@ -466,6 +466,55 @@ def test_limb_leads_follow_from_i_and_ii_and_are_said_to_be_derived(reconstruct)
     assert np.allclose(result["signal"][:6], full["signal"][:6], atol=2e-3)
 
 
+@pytest.mark.parametrize("pair", [("I", "III"), ("III", "aVF"), ("aVR", "aVL")])
+def test_limb_leads_follow_from_any_two(reconstruct, pair):
+    result = reconstruct(simulate_record(9, lead_names=[*pair, "V1"]))
+    lead = dict(zip(result["lead_names"], result["signal"]))
+    limbs = list(result["lead_names"][:6])
+    assert [limbs[row] for row in np.flatnonzero(result["derived"].all(1))] == [n for n in limbs if n not in pair]
+    assert not result["restored"][:6].any() and result["restored"][7:].all()
+    np.testing.assert_allclose(lead["I"] + lead["III"], lead["II"], atol=1e-5)
+    np.testing.assert_allclose(lead["aVR"], -(lead["I"] + lead["II"]) / 2, atol=1e-5)
+    np.testing.assert_allclose(lead["aVL"], (lead["I"] - lead["III"]) / 2, atol=1e-5)
+    np.testing.assert_allclose(lead["aVF"], (lead["II"] + lead["III"]) / 2, atol=1e-5)
+
+
+def test_what_is_restored_does_not_depend_on_what_else_is_asked_for(reconstruct):
+    few = simulate_record(9, lead_names=["I", "II"])
+    whole, one = reconstruct(few), reconstruct(few, leads=["V4"])
+    assert one["lead_names"] == ["I", "II", "V4"]
+    np.testing.assert_allclose(one["signal"][2], whole["signal"][whole["lead_names"].index("V4")], atol=TOLERANCE)
+
+
+def test_restored_leads_stay_marked_when_the_result_is_given_again(reconstruct):
+    first = reconstruct(simulate_record(8, lead_names=["I", "II", "V1"]))
+    again = reconstruct(
+        {**first, "signal": np.where(first["restored"], 1.0, first["signal"])}
+    )  # its content is not taken
+    assert np.array_equal(again["restored"], first["restored"]) and np.array_equal(again["derived"], first["derived"])
+    measured = ~first["restored"] & ~first["derived"]
+    assert measured.any(1).sum() == 3
+
+
+def test_a_result_of_other_pipelines_says_what_of_its_record_was_restored(reconstruct, classify):
+    restored = reconstruct(simulate_record(8, lead_names=["I", "II", "V1"]), leads=["V2", "V5"])
+    notes = classify(restored, return_quality=True)["quality"]["notes"]
+    assert notes == ["restored by a model in whole or in part, not measured: V2, V5"]
+    assert not classify(simulate_record(8), return_quality=True)["quality"]["notes"]
+
+
+def test_windows_of_a_restored_lead_pass_into_each_other_without_a_step(reconstruct, monkeypatch):
+    """Where each window makes another constant, the joined lead moves from one to the next by small steps only."""
+    monkeypatch.setattr(
+        type(reconstruct),
+        "_run",
+        lambda self, items: [np.full_like(it["input_values"], i) for i, it in enumerate(items)],
+    )
+    result = reconstruct(simulate_record(10, duration_seconds=23.7, lead_names=["II", "V1"]), leads=["V2"])
+    made = result["signal"][2]
+    assert made[0] == 0 and made.max() > 1.5 and np.abs(np.diff(made)).max() < 0.01
+
+
 def test_a_measured_lead_that_is_asked_for_is_hidden_and_made_anew(reconstruct, record):
     changed = simulate_record(1)
     changed.signal[8] = simulate_record(99).signal[8]
@@ -476,8 +525,12 @@ def test_a_measured_lead_that_is_asked_for_is_hidden_and_made_anew(reconstruct, 
 
 def test_unusable_stretches_of_measured_leads_are_restored(reconstruct, damaged):
     result = reconstruct(damaged)
-    assert np.array_equal(np.flatnonzero(result["restored"].any(1)), [1, 7])
-    assert np.array_equal(np.flatnonzero(result["restored"][1]), np.arange(600, 900)) and result["restored"][7].all()
+    assert np.array_equal(np.flatnonzero(result["restored"].any(1)), [7]) and result["restored"][7].all()
+    assert np.array_equal(np.flatnonzero(result["derived"].any(1)), [1])  # lead II, from I and III
+    assert np.array_equal(np.flatnonzero(result["derived"][1]), np.arange(600, 900))
+    np.testing.assert_allclose(
+        result["signal"][1, 600:900], (result["signal"][0] + result["signal"][2])[600:900], atol=1e-5
+    )
     assert np.isfinite(result["signal"]).all() and result["signal"].shape == (12, 4200)
 
 

@@ -322,6 +322,47 @@ def test_an_explanation_in_which_nothing_counts_is_drawn_too():
     assert patches(figure, "for") == patches(figure, "against") == []
 
 
+def restored_result():
+    """A result of `ecg-reconstruction`: II measured, III derived, V1 restored, V2 restored from 4 to 6 s."""
+    record = step_record(lead_names=("II", "III", "V1", "V2"), rate=300)
+    marks = {name: np.zeros((4, 3000), dtype=bool) for name in ("restored", "derived")}
+    marks["derived"][1], marks["restored"][2], marks["restored"][3, 1200:1800] = True, True, True
+    fields = {"signal": record.signal, "sampling_rate": 300.0, "lead_names": record.lead_names, "units": "mV"}
+    return {**fields, "record_name": None, **marks, "quality": {}}
+
+
+def test_restored_and_derived_leads_are_named_so_and_restored_samples_have_a_colour_and_a_ground():
+    figure = plot_record(restored_result())
+    assert texts(figure, "lead") == ["II", "III (derived)", "V1 (restored)", "V2 (restored in part)"]
+    lines = {line.get_gid(): line for line in figure.axes[0].lines if (line.get_gid() or "").startswith("restored-")}
+    assert set(lines) == {"restored-V1", "restored-V2"}
+    assert np.array_equal(np.flatnonzero(np.isfinite(lines["restored-V2"].get_ydata())), np.arange(1200, 1800))
+    assert all(line.get_color() != dict(traces(figure))["II"].get_color() for line in lines.values())
+    assert [round(patch.get_width()) for patch in patches(figure, "restored")] == [250, 50]
+    (key,) = texts(figure, "key-to-marks")
+    assert "not measured" in key
+
+
+def test_marks_are_drawn_of_a_record_and_beside_an_explanation_too_and_follow_the_part_shown():
+    result = restored_result()
+    record = Record(result["signal"], 300.0, result["lead_names"], restored=result["restored"])
+    assert texts(plot_record(record, start_seconds=7, seconds=2), "lead") == ["II", "III", "V1 (restored)", "V2"]
+    figure = plot_record(record, explanation=explained(np.ones((4, 10)), record.lead_names))
+    keys = [text for text in figure.axes[0].texts if text.get_gid() in ("key", "key-to-marks", "scale")]
+    assert len({round(text.get_position()[1], 1) for text in keys}) == 3  # each on a line of its own
+    assert max(text.get_position()[1] for text in keys) < figure.axes[0].get_ylim()[1] - 3
+
+
+def test_a_measured_record_has_no_key_to_marks():
+    figure = plot_record(step_record())
+    assert not texts(figure, "key-to-marks") and not patches(figure, "restored")
+
+
+def test_marks_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="restored has shape"):
+        plot_record({**restored_result(), "restored": np.zeros((4, 10), dtype=bool)})
+
+
 @pytest.mark.parametrize("part", [{"start_seconds": 10}, {"seconds": 0}, {"seconds": 61}, {"start_seconds": -1}])
 def test_a_part_outside_the_record_is_refused(part):
     with pytest.raises(ValueError, match="record of 10 s cannot be drawn"):

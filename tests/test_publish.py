@@ -1,10 +1,14 @@
 """training/publish.py: what a card says of the run that it is made from."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import yaml
+from conftest import ROOT
 
-from training.publish import describe_run
+from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from training.publish import describe_run, render_card
 
 
 def test_the_records_seen_are_those_of_all_processes(tmp_path):
@@ -22,3 +26,23 @@ def test_the_records_seen_are_those_of_all_processes(tmp_path):
 def test_a_run_that_is_not_finished_gets_no_card(tmp_path):
     with pytest.raises(ValueError, match="no finished run"):
         describe_run(tmp_path)
+
+
+def test_the_card_of_lead_generation_shows_each_case_and_method(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = ("psnr_range_db", "ssim_61", "mae_mv", "rmse_mv", "gain_db")
+    head = dict.fromkeys(names, 21.5) | {"intervals_95": {"psnr_range_db": [20.5, 22.5]}}
+    squares = {name: value for name, value in head.items() if name != "gain_db"}
+    cases = {"G2": {"head": {"precordial": head}}, "G7": {"algebra": {"all": squares}}}
+    card = render_card(
+        yaml.safe_load((ROOT / "hub_cards" / "anyecg-small-reconstruction.yaml").read_text()),
+        model=SimpleNamespace(num_parameters=lambda: 7, config=SimpleNamespace()),
+        extractor=AnyECGFeatureExtractor(),
+        run={"seed": 0, "records_seen": 1, "steps": 1, "batch_size": 1},
+        results={"reconstruction_fold9": {"what": "All about it.", "cases": cases}},
+    )
+    assert (
+        "| G2 | head | 21.50 (20.50 to 22.50) | 21.50 |" in card
+        and "| G7 | algebra | 21.50 (20.50 to 22.50) |  |" in card
+    )
+    assert "plot_record" in card and "All about it." in card

@@ -25,6 +25,7 @@ def tiny_model(model_class=AnyECGForSequenceClassification, seed=0, **overrides)
         "initializer_range": 0.2,
         "layer_scale_init": 1.0,
         "stem_channels": [8, 8, 8, 8],
+        "waveform_channels": [8, 8],
     }
     if model_class is AnyECGForSequenceClassification:
         options |= {"id2label": LABELS, "label2id": {name: i for i, name in LABELS.items()}}

@@ -8,7 +8,7 @@ the same after a restart, in any worker, at any moment. Items without a seed (ev
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,8 @@ class ECGCollator:
         augmentation: for items with a seed; None = none.
         mask_ratio (`float`, *optional*): adds `bool_masked_pos`; None = no masks.
         mask_pattern (`str`, *optional*): of all masks; None draws one a record with `mask_shares`.
+        hide (callable, *optional*): adds `bool_masked_pos` in place of these masks: what it returns for a record's attention
+            mask, lead ids, generator and pattern; see `training.lead_generation`.
         with_demography (`bool`): adds `age` (years), `sex` (0 male, 1 female), `weight` (kg), NaN where unknown.
         with_beats (`bool`): adds `beats` and `rhythm`, see `training.heartbeats`: of all leads, before some are dropped.
 
@@ -77,6 +79,7 @@ class ECGCollator:
         mask_ratio: float | None = None,
         mask_pattern: str | None = None,
         mask_shares: Sequence[float] = PATTERN_SHARES,
+        hide: Callable | None = None,
         with_demography: bool = False,
         with_beats: bool = False,
     ):
@@ -85,7 +88,7 @@ class ECGCollator:
         self.window_seconds = window_seconds
         self.window_patches = max(1, round(window_seconds * extractor.sampling_rate / self.patch_size))
         self.augmentation = augmentation or AugmentationArguments()
-        self.mask_ratio, self.mask_pattern, self.mask_shares = mask_ratio, mask_pattern, mask_shares
+        self.mask_ratio, self.mask_pattern, self.mask_shares, self.hide = mask_ratio, mask_pattern, mask_shares, hide
         self.with_demography, self.with_beats = with_demography, with_beats
         if with_beats and extractor.sampling_rate % BEAT_RATE:
             raise ValueError(
@@ -109,7 +112,7 @@ class ECGCollator:
         features = [self._features(item) for item in items]
         beats = self._beats(features) if self.with_beats else {}
         self._drop_leads(features, items)
-        if self.mask_ratio is not None:
+        if self.mask_ratio is not None or self.hide is not None:
             for feature, item in zip(features, items, strict=True):
                 feature["bool_masked_pos"] = self._hidden(feature, item)
         batch = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in self._pad(features).items()}
@@ -243,6 +246,8 @@ class ECGCollator:
     def _hidden(self, feature: dict, item: dict) -> np.ndarray:
         generator = _generator(item, "mask") or np.random.default_rng((EVAL_MASK_SEED, item["index"]))
         pattern = item.get("mask_pattern") or self.mask_pattern
+        if self.hide is not None:
+            return self.hide(feature["attention_mask"], feature["lead_ids"], generator, pattern)
         return mask_record(
             feature["attention_mask"], generator, ratio=self.mask_ratio, pattern=pattern, shares=self.mask_shares
         )

@@ -37,7 +37,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from anyecg_hf.leads import LEAD_IDS, LIMB_LEADS_FROM_I_AND_II
+from anyecg_hf.leads import LEAD_IDS, LIMB_LEADS
 from anyecg_hf.records import Record
 from anyecg_hf.signal_ops import fill_gaps, resample
 from training.corpora import RecordEntry, list_records
@@ -52,7 +52,6 @@ FULL_SECONDS = 60.0  # at most; records last up to half an hour
 ALIKE = 0.85  # correlation at the first look from which a pair is looked at again
 SAME = 0.98  # `agreement` in full from which a pair is one recording
 BLOCK = 1024  # records a matrix product
-LIMB_WEIGHTS = {"I": (1.0, 0.0), "II": (0.0, 1.0), **LIMB_LEADS_FROM_I_AND_II}
 COLUMNS = ("record", "corpus", "same_as", "same_as_corpus", "found_how")
 
 
@@ -118,8 +117,8 @@ def fingerprint(record: Record) -> np.ndarray | str:
 
     Filter, rate, unit and scale of the record are taken out; what is left depends on the beats alone.
     """
-    limb = [row for row, name in enumerate(record.lead_names) if name in LIMB_WEIGHTS]
-    weights = np.array([LIMB_WEIGHTS[record.lead_names[row]] for row in limb]).reshape(-1, 2)
+    limb = [row for row, name in enumerate(record.lead_names) if name in LIMB_LEADS]
+    weights = np.array([LIMB_LEADS[record.lead_names[row]] for row in limb]).reshape(-1, 2)
     if np.linalg.matrix_rank(weights) < 2:
         return "leads I and II are absent and do not follow from others"
     if record.duration_seconds < WINDOW_SECONDS:

@@ -348,10 +348,11 @@ def main(argv: Sequence[str]) -> None:
         return
     run_training(trainer, arguments=instances)
     report = describe_end(trainer) | {"evaluation": trainer.evaluate()}
-    finish(trainer, report, save=_save_finished)
+    finish(trainer, report, save=save_finished)
 
 
-def _save_finished(objective: Objective, extractor: AnyECGFeatureExtractor, folder: Path) -> None:
+def save_finished(objective: Objective, extractor: AnyECGFeatureExtractor, folder: Path) -> None:
+    """Write the model that an objective ends with."""
     save_final(objective.finished_model(), extractor, folder)
 
 

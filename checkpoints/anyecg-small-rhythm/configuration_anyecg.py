@@ -6,8 +6,11 @@ impossible combination raises when it is built, not in the middle of a forward p
 
 from dataclasses import fields
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .leads import STANDARD_LEADS
 
 
 @strict
@@ -83,6 +86,12 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
         codebook_size (`int`): number of rhythm codes that masked-code modelling predicts.
         pooling (`str`): "mean" or "mean_max" of the valid tokens, for the classification head.
         thresholds (`list[float]`, *optional*): score from which a label counts as positive, in the order of `id2label`.
+        waveform_channels, waveform_strides (`list[int]`): of the two levels of the reconstruction head, fine and coarse; the
+            product of the strides must divide the patch.
+        waveform_kernel_size, waveform_blocks, waveform_state_channels (`int`): its convolutions (odd), residual blocks of the
+            coarse level, and channels in which the backbone's state of each lead reaches that level; 0 = a U-Net by itself.
+        lead_covariance (`list[list[float]]`, *optional*): mean products of the 12 standard leads in the training records, mV^2:
+            what hidden leads are estimated from by least squares. None: they are estimated as 0.
         sparse_attention_config (`AnyECGSparseAttentionConfig` or `dict`): the attention pattern.
     """
 
@@ -115,13 +124,21 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     codebook_size: int = 1024
     pooling: str = "mean"
     thresholds: list[float] | None = None
+    waveform_channels: list[int] | tuple[int, ...] = (64, 192)
+    waveform_strides: list[int] | tuple[int, ...] = (3, 5)
+    waveform_kernel_size: int = 7
+    waveform_blocks: int = 3
+    waveform_state_channels: int = 8
+    lead_covariance: list[list[float]] | None = None
     sparse_attention_config: dict | PreTrainedConfig | None = None
 
     @classmethod
     def presets(cls):
         deep_stem = {"stem_channels": (64, 128, 192, 192)}
         return {
-            "tiny": _size(128, 4, 2, stem_channels=(32, 48, 64, 64), initializer_range=0.05),  # under 1 M parameters
+            "tiny": _size(
+                128, 4, 2, stem_channels=(32, 48, 64, 64), waveform_channels=(32, 64), initializer_range=0.05
+            ),  # under 1 M parameters
             "small": _size(192, 6, 3, initializer_range=0.05),  # about 3 M
             "medium": _size(384, 8, 6, **deep_stem),
             "base": _size(768, 12, 12, **deep_stem),
@@ -172,6 +189,7 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
             )
         if self.pooling not in ("mean", "mean_max"):
             raise ValueError(f'pooling is "{self.pooling}"; accepted are "mean" and "mean_max".')
+        _validate_waveform_head(self)
 
     def validate_thresholds(self):
         if self.thresholds is None:
@@ -350,6 +368,32 @@ def _validate_stem(config):
     for channels in config.stem_channels:
         if channels % config.stem_norm_groups:
             raise ValueError(f"stem_channels {channels} is no multiple of stem_norm_groups {config.stem_norm_groups}.")
+
+
+def _validate_waveform_head(config):
+    _check_at_least(config, 1, "waveform_kernel_size", "waveform_blocks")
+    _check_at_least(config, 0, "waveform_state_channels")
+    sizes = [*config.waveform_channels, *config.waveform_strides]
+    if len(config.waveform_channels) != 2 or len(config.waveform_strides) != 2 or min(sizes) < 1:
+        raise ValueError(
+            f"waveform_channels is {list(config.waveform_channels)} and waveform_strides {list(config.waveform_strides)}; each "
+            "must hold two numbers above 0, for the fine and the coarse level."
+        )
+    if config.waveform_kernel_size % 2 == 0:
+        raise ValueError(f"waveform_kernel_size is {config.waveform_kernel_size}; it must be odd.")
+    if config.lead_covariance is not None:
+        _validate_covariance(np.array(config.lead_covariance, dtype=float))
+
+
+def _validate_covariance(products):
+    size = len(STANDARD_LEADS)
+    if products.shape != (size, size) or not np.isfinite(products).all() or not np.allclose(products, products.T):
+        raise ValueError(
+            f"lead_covariance has shape {products.shape}; it must be a symmetric {size} x {size} matrix of finite numbers, mV^2, "
+            "in the order of STANDARD_LEADS."
+        )
+    if np.linalg.eigvalsh(products).min() < -1e-6 * np.trace(products) or not np.trace(products) > 0:
+        raise ValueError("lead_covariance has a negative eigenvalue or is zero: these are no mean products of leads.")
 
 
 def _check_at_least(config, least, *names):

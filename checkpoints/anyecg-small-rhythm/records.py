@@ -60,6 +60,8 @@ class Record:
         warnings (`list[str]`): what is doubtful about the record, or was left out.
         quality (`np.ndarray` of shape `(num_leads, num_patches)`, *optional*): sums of `QualityFlag` that an extractor has
             found in this record before; it takes them as they are. `None` from `read_record`.
+        restored, derived (`np.ndarray` of shape `(num_leads, num_samples)`, *optional*): True where a model made the sample;
+            where it was computed from other limb leads. As the pipeline `ecg-reconstruction` gives them.
     """
 
     signal: np.ndarray
@@ -76,6 +78,8 @@ class Record:
     comments: list[str] = dataclasses.field(default_factory=list, repr=False)
     warnings: list[str] = dataclasses.field(default_factory=list)
     quality: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    restored: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    derived: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property
     def duration_seconds(self):

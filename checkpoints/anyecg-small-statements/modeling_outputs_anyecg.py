@@ -62,10 +62,13 @@ class AnyECGReconstructionOutput(ModelOutput):
     Attributes:
         loss (`torch.Tensor`, *optional*): given when `labels` are.
         reconstruction (`torch.Tensor` of shape `(B, L, T)`): millivolt, every patch, zero where `attention_mask` is 0.
+        linear_estimate (`torch.Tensor` of shape `(B, L, T)`): millivolt, what `reconstruction` starts from: where a patch was
+            seen itself, where it was hidden its estimate by least squares from the leads seen at that time.
     """
 
     loss: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
+    linear_estimate: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 

@@ -24,7 +24,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .checkpoint_code import InstalledPipelines, pipelines_in_config
 from .configuration_anyecg import AnyECGConfig
-from .leads import LEAD_IDS, LIMB_LEADS_FROM_I_AND_II, derive_limb_leads, resolve_lead_names
+from .leads import LEAD_IDS, derivable, fill_limb_leads, resolve_lead_names
 from .quality_report import quality_report, warn_of_masks
 from .record_input import as_list_of_records
 from .records import read_record
@@ -36,6 +36,7 @@ _FUNCTIONS = {
     "single_label_classification": "softmax",
     "regression": "none",
 }
+MARKS = ("restored", "derived")
 _MEASURED, _DERIVED, _RESTORED, _UNKNOWN = range(4)  # where a sample of a reconstruction comes from
 
 
@@ -132,14 +133,14 @@ class ECGPipeline(Pipeline):
             record, lead_aliases=lead_aliases, return_quality=True, **given
         )
         duration = _duration_seconds(record, given.get("sampling_rate"))
-        name = record.get("record_name") if isinstance(record, dict) else getattr(record, "record_name", None)
+        name = _field(record, "record_name")
         report = quality_report(
             items,
             start_seconds,
             patch_seconds=self.feature_extractor.patch_size / self.feature_extractor.sampling_rate,
             duration_seconds=duration,
             model_leads=self.feature_extractor.lead_names,
-            notes=getattr(record, "warnings", ()),
+            notes=[*getattr(record, "warnings", ()), *_notes_on_restored(record)],
         )
         return {"items": items, "start_seconds": start_seconds, "record_name": name, "quality": report}
 
@@ -354,8 +355,8 @@ class ECGFeatureExtractionPipeline(ECGPipeline):
 class ECGReconstructionPipeline(ECGPipeline):
     """The record with its absent leads and unusable stretches filled in, by a model with a lead reconstruction head.
 
-    Measured leads come back as the model gets them: millivolt at its rate, filtered. With I and II there, III, aVR,
-    aVL and aVF follow by algebra and are called derived, not restored.
+    Measured leads come back as the model gets them: millivolt at its rate, filtered. Where two limb leads are there, the other
+    four follow by algebra and are called derived, not restored. Of a result of this pipeline, what was restored is made anew.
 
     Options (beyond those of `ECGPipeline`):
         leads (list of `str`): what to make: absent leads, or measured ones, which are then hidden from the model and
@@ -363,10 +364,10 @@ class ECGReconstructionPipeline(ECGPipeline):
             restored in any case.
 
     Returns:
-        `dict`, itself a record that pipelines and extractor take:
+        `dict`, itself a record that pipelines, extractor and `plot_record` take:
         - `signal` `(leads, samples)` float32, NaN where it is none of measured, derived, restored; `sampling_rate`;
           `lead_names` in standard order; `units` ("mV"); `record_name`.
-        - `restored`, `derived`: bool `(leads, samples)`: the model's work; algebra on I and II.
+        - `restored`, `derived`: bool `(leads, samples)`: the model's work; algebra on two limb leads.
         - `quality`: see `quality_report`, of the record as it was given (not with `return_quality=False`).
     """
 
@@ -375,6 +376,7 @@ class ECGReconstructionPipeline(ECGPipeline):
 
     def preprocess(self, record, *, leads=None, lead_aliases=None, **given):
         """Return the windows of one record, with rows for the leads to be made."""
+        record = read_any(record)
         prepared = super().preprocess(record, lead_aliases=lead_aliases, **given)
         measured = prepared["quality"]["lead_names"]
         wanted = self._wanted_leads(leads, measured, lead_aliases)
@@ -384,9 +386,29 @@ class ECGReconstructionPipeline(ECGPipeline):
                 f"All leads of the record ({', '.join(measured)}) are to be made anew; leave at least one to make them "
                 "from."
             )
-        prepared["items"] = [_with_rows_to_make(item, measured, kept, wanted) for item in prepared["items"]]
-        prepared["lead_names"] = _in_standard_order(kept + wanted)
+        names = _in_standard_order(
+            self.feature_extractor.lead_names
+        )  # a result does not depend on what else is asked for
+        items = zip(prepared["items"], prepared["start_seconds"])
+        prepared["items"] = [
+            _with_rows_to_make(
+                item, measured, kept, names, self._made_before(record, measured, item, start, lead_aliases)
+            )
+            for item, start in items
+        ]
+        prepared["lead_names"], prepared["asked"] = names, _in_standard_order({*kept, *wanted})
         return prepared
+
+    def _made_before(self, record, lead_names, item, start, lead_aliases):
+        """Return which patches of a window an earlier call restored or derived, bool `(leads, patches)`."""
+        made = np.zeros(item["attention_mask"].shape, dtype=bool)
+        seconds = self.feature_extractor.patch_size / self.feature_extractor.sampling_rate
+        starts = start + seconds * np.arange(made.shape[1])
+        for mark in MARKS:
+            marks = marks_of(record, mark, lead_names, lead_aliases)
+            if marks is not None:
+                made |= marked_patches(marks, float(_field(record, "sampling_rate")), starts, seconds)
+        return made
 
     def _wanted_leads(self, leads, measured, lead_aliases):
         known = self.feature_extractor.lead_names
@@ -404,30 +426,32 @@ class ECGReconstructionPipeline(ECGPipeline):
         return [each[:leads, :samples] for each, (leads, samples) in zip(made, shapes)]
 
     def postprocess(self, record, *, return_quality=True):
-        """Return the windows of one record joined: measured and derived samples as they are, restored ones averaged."""
+        """Return the windows of one record joined: measured and derived samples as they are, restored ones cross-faded."""
         rate = self.feature_extractor.sampling_rate
         shape = (len(record["lead_names"]), int(record["quality"]["duration_seconds"] * rate + 0.5))
         signal, source = np.full(shape, np.nan, np.float32), np.full(shape, _UNKNOWN, np.int8)
-        total, count = np.zeros(shape), np.zeros(shape)
+        total, weights = np.zeros(shape), np.zeros(shape)
         for start, item, made in zip(record["start_seconds"], record["items"], record["windows"]):
             span = slice(round(start * rate), min(round(start * rate) + made.shape[1], shape[1]))
             here = np.repeat(item["source"], self.feature_extractor.patch_size, axis=1)[:, : span.stop - span.start]
-            total[:, span] += np.where(here == _RESTORED, made[:, : here.shape[1]], 0)
-            count[:, span] += here == _RESTORED
+            weight = np.where(here == _RESTORED, _fade(made.shape[1])[: here.shape[1]], 0)
+            total[:, span] += weight * made[:, : here.shape[1]]
+            weights[:, span] += weight
             better = here < source[:, span]  # measured in one window is measured
             signal[:, span] = np.where(better, item["input_values"][:, : here.shape[1]], signal[:, span])
             source[:, span] = np.minimum(source[:, span], here)
         restored = source == _RESTORED
-        signal[restored] = total[restored] / count[restored]
+        signal[restored] = total[restored] / weights[restored]
         warn_of_masks(record["quality"], record["record_name"])
+        rows = [record["lead_names"].index(name) for name in record["asked"]]
         result = {
-            "signal": signal,
+            "signal": signal[rows],
             "sampling_rate": rate,
-            "lead_names": record["lead_names"],
+            "lead_names": record["asked"],
             "units": "mV",
             "record_name": record["record_name"],
-            "restored": restored,
-            "derived": source == _DERIVED,
+            "restored": restored[rows],
+            "derived": (source == _DERIVED)[rows],
         }
         return {**result, "quality": record["quality"]} if return_quality else result
 
@@ -529,31 +553,74 @@ def _in_standard_order(names):
     return sorted(names, key=LEAD_IDS.get)
 
 
-def _with_rows_to_make(item, measured, kept, wanted):
-    """Return the window with the rows of `kept` and `wanted` in standard order, and the `source` of each patch.
+def _with_rows_to_make(item, measured, kept, names, made_before):
+    """Return the window with the rows of `names`, and the `source` of each patch; what is not in `kept` has to be made.
 
-    What can be derived from I and II is; all else that is not measured is hidden from the model, to be predicted.
+    What can be derived from two limb leads is; all else that is not measured is hidden from the model, to be predicted.
     """
-    rows = [measured.index(name) for name in kept]
-    values, names, mask = item["input_values"][rows], list(kept), item["attention_mask"][rows]
-    source = np.where(mask == 1, _MEASURED, _RESTORED)
-    if "I" in kept and "II" in kept and set(wanted) & set(LIMB_LEADS_FROM_I_AND_II):
-        values, names = derive_limb_leads(values, names)
-        both = mask[kept.index("I")] & mask[kept.index("II")]
-        derived = np.where(both == 1, _DERIVED, _RESTORED)
-        source = np.concatenate([source, np.tile(derived, (len(names) - len(kept), 1))])
-    hidden = [name for name in wanted if name not in names]
-    values = np.concatenate([values, np.zeros((len(hidden), values.shape[1]), np.float32)])
-    source = np.concatenate([source, np.full((len(hidden), source.shape[1]), _RESTORED)]).astype(np.int8)
-    names += hidden
-    order = [names.index(name) for name in _in_standard_order(kept + wanted)]  # leaves out what was derived unasked
+    patches = item["attention_mask"].shape[1]
+    values = np.zeros((len(names), item["input_values"].shape[1]), np.float32)
+    known = np.zeros((len(names), patches), dtype=bool)
+    for row, name in enumerate(names):
+        if name in kept:
+            given = measured.index(name)
+            values[row] = item["input_values"][given]
+            known[row] = (item["attention_mask"][given] == 1) & ~made_before[given]
+    is_derived = derivable(names, known)
+    values = fill_limb_leads(values, names, np.repeat(known, values.shape[1] // patches, axis=1))
+    source = np.select([known, is_derived], [_MEASURED, _DERIVED], _RESTORED).astype(np.int8)
     return {
-        "input_values": values[order],
-        "lead_ids": np.array([LEAD_IDS[names[row]] for row in order], np.int64),
-        "attention_mask": np.ones((len(order), source.shape[1]), np.int64),
-        "bool_masked_pos": source[order] == _RESTORED,
-        "source": source[order],
+        "input_values": values,
+        "lead_ids": np.array([LEAD_IDS[name] for name in names], np.int64),
+        "attention_mask": np.ones(source.shape, np.int64),
+        "bool_masked_pos": source == _RESTORED,
+        "source": source,
     }
+
+
+def _fade(num_samples):
+    """Return weights of a window's samples that fall to its ends: what two windows hold passes from one to the other."""
+    rising = np.arange(1.0, num_samples + 1)
+    return np.minimum(rising, rising[::-1])
+
+
+def marks_of(record, mark, lead_names, lead_aliases=None):
+    """Return which samples a result of `ecg-reconstruction` says a model made, or algebra.
+
+    Args:
+        record: in any form.
+        mark (`str`): "restored" or "derived".
+        lead_names (sequence of `str`): the rows of the answer, standard names of leads of the record.
+        lead_aliases (`dict[str, str]`, *optional*): names of yours to standard names.
+
+    Returns:
+        bool `(leads, samples)`, None for a record without marks.
+    """
+    marks = _field(record, mark)
+    if marks is None:
+        return None
+    rows = resolve_lead_names(_field(record, "lead_names"), lead_aliases)
+    return np.asarray(marks, dtype=bool)[[rows.index(name) for name in lead_names]]
+
+
+def marked_patches(marks, sampling_rate, start_seconds, patch_seconds):
+    """Return in which patches there is a mark, bool `(leads, patches)`, from those of samples, bool `(leads, samples)`."""
+    starts = np.round(np.asarray(start_seconds) * sampling_rate).astype(int)
+    ends = np.round((np.asarray(start_seconds) + patch_seconds) * sampling_rate).astype(int)
+    return np.stack([marks[:, start:end].any(axis=1) for start, end in zip(starts, ends)], axis=1)
+
+
+def _field(record, name):
+    return record.get(name) if isinstance(record, dict) else getattr(record, name, None)
+
+
+def _notes_on_restored(record):
+    """Return a note that names the leads of which a model made something, none for a record that was measured."""
+    marks = _field(record, "restored")
+    if marks is None or not np.any(marks):
+        return []
+    names = [name for name, lead in zip(_field(record, "lead_names"), np.asarray(marks)) if lead.any()]
+    return [f"restored by a model in whole or in part, not measured: {', '.join(names)}"]
 
 
 def _refuse_value(given, name, accepted):

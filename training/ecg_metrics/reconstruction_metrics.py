@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.ndimage import correlate1d
 
 from .classification_metrics import mean_of_scored
 
@@ -18,11 +19,15 @@ LEAST_RMSE_MV = 1e-4  # below, the PSNR rises no more
 SSIM_WINDOWS = {"ssim_61": (61, 10.0), "ssim_11": (11, 1.5)}  # samples, standard deviation in samples
 
 
-def lead_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]:
+def lead_metrics(
+    predicted: np.ndarray, reference: np.ndarray, range_mv: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Return the figures of each lead of one record, `(leads,)` each, NaN where undefined.
 
     Args:
         predicted, reference (`np.ndarray` of shape `(leads, samples)`): millivolt, finite.
+        range_mv (`np.ndarray` of shape `(leads,)`, *optional*): maximum - minimum of each reference lead over the whole
+            record, where these samples are a part of it; default: of these samples.
 
     Returns:
         `mae_mv`, `rmse_mv`: mean absolute and root mean square error.
@@ -33,7 +38,8 @@ def lead_metrics(predicted: np.ndarray, reference: np.ndarray) -> dict[str, np.n
         `pearson_r`: NaN also where the predicted lead is constant.
     """
     predicted, reference = np.asarray(predicted, dtype=np.float64), np.asarray(reference, dtype=np.float64)
-    error, spread = predicted - reference, np.ptp(reference, axis=1)
+    error = predicted - reference
+    spread = np.ptp(reference, axis=1) if range_mv is None else np.asarray(range_mv, dtype=np.float64)
     rmse = np.sqrt((error**2).mean(axis=1))
     is_flat = spread < LEAST_RANGE_MV
     spread = np.where(is_flat, np.nan, spread)
@@ -76,7 +82,8 @@ def ssim(x: np.ndarray, y: np.ndarray, spread_mv: np.ndarray, *, window: tuple[i
     weights /= weights.sum()
 
     def local_mean(values: np.ndarray) -> np.ndarray:
-        return np.lib.stride_tricks.sliding_window_view(values, size, axis=1) @ weights  # (leads, positions)
+        inside = slice(size // 2, values.shape[1] - size // 2)
+        return correlate1d(values, weights, axis=1)[:, inside]  # (leads, positions)
 
     mean_x, mean_y = local_mean(x), local_mean(y)
     variance_x, variance_y = local_mean(x**2) - mean_x**2, local_mean(y**2) - mean_y**2

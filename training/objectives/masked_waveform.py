@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
-from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction
+from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, reconstruction_error
 
 from .base import Objective, mean_over, scored_positions, sums_by_record
 
 
 class MaskedWaveform(Objective):
-    """Loss of lead reconstruction over hidden patches: absolute, squared and slope error in model units.
+    """Loss of lead reconstruction over hidden patches: absolute, squared and slope error, see `reconstruction_error`.
 
     A hidden second of all leads is unknowable in phase, and the best answer under this loss is a flat line: prefer masks
     of random patches and of whole leads (`--mask_shares 0.5 0 0.5`).
@@ -22,19 +20,28 @@ class MaskedWaveform(Objective):
 
     def forward(self, num_items_in_batch=None, **batch):
         where = scored_positions(batch)
-        drawn = self.model(
+        outputs = self.model(
             batch["input_values"], batch["lead_ids"], batch["attention_mask"], batch["bool_masked_pos"]
-        ).reconstruction
-        target = batch["input_values"].view(*where.shape, -1).float()
-        error = (drawn.view(target.shape).float() - target) / self.model.config.input_scale_mv
-        error = torch.where(where[..., None], error, 0.0)
-        per_patch = error.abs().mean(-1) + 0.5 * error.square().mean(-1) + error.diff(dim=-1).abs().mean(-1)
+        )
+        scale, target = self.model.config.input_scale_mv, batch["input_values"].float()
+        per_patch = reconstruction_error(outputs.reconstruction, target, where, scale)
         loss = mean_over(per_patch, where, num_items_in_batch and num_items_in_batch["hidden"])
         if self.training:
             return {"loss": loss}
-        squares = (target / self.model.config.input_scale_mv).square().mean(-1)
-        return {"loss": loss, "sums": sums_by_record([per_patch, error.square().mean(-1), squares], where)}
+
+        def squares(waveform):
+            return (waveform.float() / scale).square().view(*where.shape, -1).mean(-1)
+
+        errors = [squares(waveform - target) for waveform in (outputs.reconstruction, outputs.linear_estimate)]
+        return {"loss": loss, "sums": sums_by_record([per_patch, *errors, squares(target)], where)}
 
     def figures(self, sums):
-        num, loss, squared_error, squares = sums.sum(0).tolist()
-        return {"reconstruction_loss": loss / num, "explained_power": 1 - squared_error / squares}
+        """Return the loss, the share of the power that is explained, and what is gained on least squares, decibel a record."""
+        num, loss, squared_error, _, squares = sums.sum(0).tolist()
+        errors = sums[sums[:, 0] > 0, 2:4].clamp(min=1e-12)
+        gain = 10 * (errors[:, 1] / errors[:, 0]).log10().mean()
+        return {
+            "reconstruction_loss": loss / num,
+            "explained_power": 1 - squared_error / squares,
+            "gain_db": float(gain),
+        }
