@@ -55,8 +55,8 @@ def test_the_classifier_names_71_statements_with_a_threshold_each():
     assert {label: index for index, label in config.id2label.items()} == config.label2id
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "hub_cards").glob("*.yaml")))
-def test_every_result_that_a_card_quotes_is_in_the_repository(name):
-    facts = yaml.safe_load((ROOT / "hub_cards" / f"{name}.yaml").read_text())
+@each_checkpoint
+def test_every_result_that_a_card_quotes_is_in_the_repository(folder):
+    facts = yaml.safe_load((ROOT / "hub_cards" / f"{folder.name}.yaml").read_text())
     for result in facts["results"]:
         assert json.loads((ROOT / "benchmarks" / "results" / f"{result}.json").read_text())

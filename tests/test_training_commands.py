@@ -27,6 +27,7 @@ import tokenization.train
 import training.evaluate
 import training.finetune
 import training.pretrain
+import training.reconstruct
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
 from anyecg_hf.simulate import simulate_record
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
@@ -394,6 +395,7 @@ _CLASSES = {
     "pretrain": training.pretrain.ARGUMENTS,
     "finetune": training.finetune.ARGUMENTS,
     "statements": training.finetune.ARGUMENTS,
+    "reconstruction": training.reconstruct.ARGUMENTS,
 }
 
 
