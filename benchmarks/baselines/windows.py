@@ -4,6 +4,8 @@ A batch holds any leads in any order, each with its id; a baseline has one chann
 leads, padding and unusable patches are zero, which is the mean of a record without its baseline.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -57,7 +59,7 @@ class WindowedConfig(PreTrainedConfig):
             )
 
 
-class WindowedClassifier(PreTrainedModel):
+class WindowedClassifier(PreTrainedModel, ABC):
     """Logits of a record: in training of one random window of it, in evaluation those of all its windows together.
 
     A subclass gives `features` and a `classifier`, a linear layer on them. Temperatures are folded into that layer: mean and
@@ -69,9 +71,9 @@ class WindowedClassifier(PreTrainedModel):
     _loss = AnyECGForSequenceClassification._loss  # the same losses, by `config.problem_type`
     _guess_problem_type = AnyECGForSequenceClassification._guess_problem_type
 
+    @abstractmethod
     def features(self, windows: torch.Tensor) -> torch.Tensor:
         """Return `(N, features)` for `windows` (N, 12, samples) in model units."""
-        raise NotImplementedError
 
     def forward(
         self,
