@@ -709,8 +709,9 @@ def smooth(signal):
 def test_the_compiled_model_gives_the_same(case):
     model = make_model(case, num_hidden_layers=1)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
-    for sizes in ((2, 3, 4), (3, 2, 5)):  # a size of 1 would be compiled for itself
+    any_size = case is not QUANTIZER  # for which it takes three times as long, and the encoder is the same
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=any_size)
+    for sizes in ((2, 3, 4), (3, 2, 5))[: 1 + any_size]:  # a size of 1 would be compiled for itself
         batch = make_batch(*sizes)
         batch["attention_mask"][-1, -1, -1] = 0
         torch.testing.assert_close(run(case, compiled, batch), run(case, model, batch), **TOLERANCE)
