@@ -217,7 +217,9 @@ def test_the_results_of_a_run_in_shards_can_be_written_by_one_process(folder, in
     shutil.copytree(folder / "shards-record_losses" / "checkpoint-6", folder / "finished" / "checkpoint-6")
     module, argv = _run(folder, "record_losses", WHOLE, name="finished")
     MAINS[module].main(argv)
-    written, expected = (load_file(folder / name / "model.safetensors") for name in ("finished", "shards-record_losses"))
+    written, expected = (
+        load_file(folder / name / "model.safetensors") for name in ("finished", "shards-record_losses")
+    )
     assert all(torch.equal(value, expected[name]) for name, value in written.items())
 
 

@@ -148,18 +148,19 @@ def choose_route(
     others = num_leads * min(2 * config.time_tolerance + 1, num_patches)
     own = num_patches if config.lead_window is None else min(2 * config.lead_window + 1, num_patches)
     keys = config.num_global_tokens + others + (own if own > min(2 * config.time_tolerance + 1, num_patches) else 0)
+    # a number in a text would fix the sizes of a compiled model: it would be compiled anew for each batch
+    told = (
+        "a query attends to a part of the tokens"
+        if torch.compiler.is_compiling()
+        else f"a query attends to about {keys} of {num_tokens} tokens"
+    )
     gain = num_tokens / keys
     wide = num_tokens >= 1024  # products of this size run at full speed: what is left out is gained
     if gain < (1.2 if wide else _GAIN_NEEDED):
-        return CardioSparseRoute(
-            "dense",
-            f"{num_tokens} tokens, of which a query attends to about {keys}: too few are left out to gain from it.",
-        )
+        return CardioSparseRoute("dense", f"{told}: too few are left out to gain from it.")
     if config.lead_window is not None and own < num_patches:
-        return CardioSparseRoute(
-            "windows", f"a query attends to about {keys} of {num_tokens} tokens, in its lead to {own}."
-        )
-    return CardioSparseRoute("rows_and_columns", f"a query attends to about {keys} of {num_tokens} tokens.")
+        return CardioSparseRoute("windows", f"{told}, in its lead to {2 * config.lead_window + 1}.")
+    return CardioSparseRoute("rows_and_columns", f"{told}.")
 
 
 def make_plan(
