@@ -192,7 +192,7 @@ def test_groups_are_in_the_report_those_of_unknown_sex_and_age_among_them(evalua
     counts = {kind: {name: group["num_records"] for name, group in by[kind]["groups"].items()} for kind in by}
     assert counts["sex"] == {"female": 8, "male": 8, "unknown": 8}
     assert counts["age"] == {"18 to 39": 3, "40 to 64": 9, "65 to 79": 4, "unknown": 8}
-    assert counts["leads"] == {"12": 23, "6": 24, "3": 23, "2": 24, "1": 24}
+    assert counts["leads"] == {"12": 23, "6 (limb leads)": 24, "3 (I, II, V2)": 23, "2 (I, II)": 24, "1 (I)": 24}
     assert len(by["sex"]["groups"]["male"]["intervals_95"]["macro_auroc"]) == 2
 
 

@@ -107,14 +107,14 @@ def report_groups(
 def _by_leads(model, records: ECGDataset, collator: ECGCollator, predictions: Predictions) -> dict[str, Predictions]:
     """Return predictions on each subset of leads; where records have no other leads they are those made already."""
     groups = {}
-    for size, leads in LEAD_SUBSETS.items():
+    for name, leads in LEAD_SUBSETS.items():
         having, reduced = restrict_leads(records, collator, leads)
         chosen, wanted = records.take(having), {LEAD_IDS[name] for name in leads}
         if all(wanted >= set(store.lead_ids(row).tolist()) for store, row in chosen.rows):
-            groups[size] = predictions.take(having)
+            groups[name] = predictions.take(having)
         else:
-            groups[size] = predict(model, chosen, reduced, predictions.task)
-    return {size: group for size, group in groups.items() if len(group)}
+            groups[name] = predict(model, chosen, reduced, predictions.task)
+    return {name: group for name, group in groups.items() if len(group)}
 
 
 def linear_probe(

@@ -15,7 +15,7 @@ from .checkpointing import without_nan
 from .classifier_report import Predictions
 from .ecg_metrics.classification_metrics import decide, scored_classes
 from .labels import MULTI, REGRESSION, SINGLE
-from .lead_subsets import LEAD_SUBSETS
+from .number_text import FILTERS
 
 TEMPLATE = files("hub_cards") / "evaluation.html.j2"
 MOST_LABELS = 11  # that are drawn one by one; with the mean of all, four rows of three
@@ -39,24 +39,15 @@ def write_page(path: str | Path, report: Mapping, predictions: Predictions) -> N
     """
     report = without_nan(dict(report))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"fixed": _fixed, "interval": _interval, "percent": _percent}
+    environment.filters |= FILTERS
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report, pictures=_draw(report, predictions), figures=FIGURES, groupings=GROUPINGS,
-        group_names=group_names(report.get("by", {})), is_multi=predictions.task.problem_type == MULTI,
+        is_multi=predictions.task.problem_type == MULTI,
         is_regression=predictions.task.problem_type == REGRESSION,
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def group_names(by: Mapping[str, Mapping]) -> dict[str, dict[str, str]]:
-    """Return how each group is called: subsets of leads by their leads, others as they are."""
-    names = {grouping: {name: name for name in compared["groups"]} for grouping, compared in by.items()}
-    if "leads" in names:
-        shown = {"12": "12", "6": "6: limb leads"}
-        names["leads"] = {size: shown.get(size, f"{size}: {', '.join(LEAD_SUBSETS[size])}") for size in names["leads"]}
-    return names
 
 
 def _draw(report: Mapping, predictions: Predictions) -> dict[str, str]:
@@ -116,11 +107,11 @@ def label_pairs(targets: np.ndarray, decisions: np.ndarray) -> tuple[np.ndarray,
 
 def _group_panels(by: Mapping[str, Mapping]) -> dict[str, dict[str, tuple]]:
     """Return for each grouping whose groups have a figure to be compared by: group -> value, interval."""
-    panels, names = {}, group_names(by)
+    panels = {}
     for grouping, compared in by.items():
         figure = "macro_auroc_common" if "common_labels" in compared else "mae"
         values = {
-            names[grouping][group]: (figures[figure], figures.get("intervals_95", {}).get(figure))
+            group: (figures[figure], figures.get("intervals_95", {}).get(figure))
             for group, figures in compared["groups"].items()
             if figures[figure] is not None
         }
@@ -128,17 +119,3 @@ def _group_panels(by: Mapping[str, Mapping]) -> dict[str, dict[str, tuple]]:
             over = f" ({len(compared['common_labels'])} labels)" if "common_labels" in compared else ""
             panels[f"{GROUPINGS[grouping]}{over}"] = values
     return panels
-
-
-def _fixed(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(limits: tuple[float | None, float | None] | None, digits: int = 3) -> str:
-    if limits is None or None in limits:
-        return "–"
-    return f"{limits[0]:.{digits}f} to {limits[1]:.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"

@@ -11,10 +11,10 @@ from anyecg_hf.leads import LEAD_IDS, LIMB_LEADS, STANDARD_LEADS
 LEAD_SUBSETS = MappingProxyType(
     {
         "12": STANDARD_LEADS,
-        "6": tuple(LIMB_LEADS),
-        "3": ("I", "II", "V2"),
-        "2": ("I", "II"),
-        "1": ("I",),
+        "6 (limb leads)": tuple(LIMB_LEADS),
+        "3 (I, II, V2)": ("I", "II", "V2"),
+        "2 (I, II)": ("I", "II"),
+        "1 (I)": ("I",),
     }
 )
 REDUCED_SUBSETS = tuple(leads for leads in LEAD_SUBSETS.values() if len(leads) < len(STANDARD_LEADS))
