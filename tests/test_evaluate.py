@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from sklearn.metrics import roc_auc_score
 from tiny_checkpoints import LABELS, tiny_model, write_record
 from transformers import pipeline
 
 import training.evaluate
+import training.finetune
 from anyecg_hf.configuration_anyecg import AnyECGConfig
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.simulate import simulate_record
@@ -18,6 +20,7 @@ from training.data import DataArguments, list_sources
 from training.evaluate import task_of
 from training.labels import FIXED_TASKS, MULTI, build_task
 
+SMOKE = ROOT / "training" / "recipes" / "smoke_finetune.yaml"
 NUM_RECORDS = 24
 RHYTHMS = {"sinus": "NORM", "af": "AFIB", "pvc": "NORM;PVC"}
 
@@ -237,6 +240,32 @@ def test_a_folder_of_records_gives_what_its_table_gives(evaluate, own, tmp_path)
             file.write(f"# Dx: {codes}\n")
     from_folder, from_table = evaluate(data=tmp_path), evaluate()
     assert from_folder["macro_auroc"] == pytest.approx(from_table["macro_auroc"])
+
+
+def test_what_fine_tuning_took_evaluation_takes_and_repeats_its_figures(evaluate, own, cache, tmp_path):
+    options = {
+        "output_dir": tmp_path / "run",
+        "cache_dir": cache,
+        "data": own / "own.csv",
+        "task": "codes",
+        "preset": "tiny",
+    }
+    options |= {"min_positives": 2, "max_steps": 1, "per_device_train_batch_size": 4, "save_steps": 1, "eval_steps": 1}
+    options |= {
+        "num_proc": 1,
+        "logging_steps": 1,
+        "warmup_steps": 0,
+        "weight_average_decay": 0,
+        "lead_subset_probability": 0.5,
+    }
+    argv = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    network = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "stem_channels": [8, 8, 8, 8]}
+    training.finetune.main([str(SMOKE), *argv, "--config", json.dumps(network)])
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())["evaluation"]
+    report = evaluate("--folds", "9", checkpoint=tmp_path / "run")
+    assert list(report["labels"]) == ["AFIB", "NORM", "PVC"] and report["codes_without_label"] == {}
+    for name in ("macro_auroc", "brier", "ece", "positive_f1"):
+        assert report[name] == pytest.approx(np.nan if trained[name] is None else trained[name], abs=1e-6, nan_ok=True)
 
 
 def test_leads_alone_are_evaluated_and_named_in_the_report(evaluate):
