@@ -190,8 +190,10 @@ def test_a_reduced_set_of_leads_is_what_the_pipeline_sees_of_a_record_with_these
     np.testing.assert_allclose(predictions.probabilities, _scores(checkpoint, few), atol=0.01)
 
 
-def test_groups_are_in_the_report_those_of_unknown_sex_and_age_among_them(evaluate):
-    by = evaluate("--by", "sex", "age", "leads", "--bootstrap", "3")["by"]
+def test_groups_are_in_the_report_those_of_unknown_sex_and_age_among_them_and_a_page_is_written(evaluate, tmp_path):
+    page = tmp_path / "page.html"
+    by = evaluate("--by", "sex", "age", "leads", "--bootstrap", "3", "--report", str(page))["by"]
+    assert "<td>unknown</td><td>8</td>" in page.read_text() and str(tmp_path) not in page.read_text()
     counts = {kind: {name: group["num_records"] for name, group in by[kind]["groups"].items()} for kind in by}
     assert counts["sex"] == {"female": 8, "male": 8, "unknown": 8}
     assert counts["age"] == {"18 to 39": 3, "40 to 64": 9, "65 to 79": 4, "unknown": 8}

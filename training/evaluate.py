@@ -107,14 +107,14 @@ def report_groups(
 def _by_leads(model, records: ECGDataset, collator: ECGCollator, predictions: Predictions) -> dict[str, Predictions]:
     """Return predictions on each subset of leads; where records have no other leads they are those made already."""
     groups = {}
-    for name, leads in LEAD_SUBSETS.items():
+    for subset, leads in LEAD_SUBSETS.items():
         having, reduced = restrict_leads(records, collator, leads)
         chosen, wanted = records.take(having), {LEAD_IDS[name] for name in leads}
         if all(wanted >= set(store.lead_ids(row).tolist()) for store, row in chosen.rows):
-            groups[name] = predictions.take(having)
+            groups[subset] = predictions.take(having)
         else:
-            groups[name] = predict(model, chosen, reduced, predictions.task)
-    return {name: group for name, group in groups.items() if len(group)}
+            groups[subset] = predict(model, chosen, reduced, predictions.task)
+    return {subset: group for subset, group in groups.items() if len(group)}
 
 
 def linear_probe(
@@ -140,7 +140,7 @@ def load_backbone(checkpoint: str, *, weights: str, seed: int) -> AnyECGModel:
     return AnyECGModel(AutoConfig.from_pretrained(checkpoint)).eval()
 
 
-def _run_probe(args: argparse.Namespace, sources, collator: ECGCollator) -> dict:
+def _run_probe(args: argparse.Namespace, sources, collator: ECGCollator) -> tuple[dict, None]:
     data_args = DataArguments(data=args.data)
     task = build_task(args.task)
     train = with_task(load_folds(sources, collator.extractor, TRAIN_FOLDS, args=data_args), task)
@@ -148,19 +148,16 @@ def _run_probe(args: argparse.Namespace, sources, collator: ECGCollator) -> dict
     order = sorted(range(len(train)), key=lambda index: spread_order(names[index]))
     held_out = with_task(load_folds(sources, collator.extractor, args.folds, args=data_args), task)
     backbone = load_backbone(args.checkpoint, weights=args.probe, seed=args.seed)
-    return {
-        "probe": args.probe,
-        "task": args.task,
-        **linear_probe(train.take(order[: args.probe_records]), held_out, backbone, collator, task),
-    }
+    figures = linear_probe(train.take(order[: args.probe_records]), held_out, backbone, collator, task)
+    return {"probe": args.probe, "task": args.task, **figures}, None
 
 
-def _run_classifier(args: argparse.Namespace, sources, collator: ECGCollator) -> dict:
+def _run_classifier(args: argparse.Namespace, sources, collator: ECGCollator) -> tuple[dict, Predictions | None]:
     model = AutoModelForSequenceClassification.from_pretrained(args.checkpoint).eval()
     task = task_of(model.config)
     records = load_folds(sources, collator.extractor, args.folds, args=DataArguments(data=args.data))
     if args.same_records_as:
-        return _compare_sources(args, model, records, collator, task)
+        return _compare_sources(args, model, records, collator, task), None
     codes = records.column("codes")
     unlabelled = count_unlabelled(task, codes)
     if unlabelled:
@@ -180,11 +177,7 @@ def _run_classifier(args: argparse.Namespace, sources, collator: ECGCollator) ->
     }
     if args.by:
         report["by"] = report_groups(model, records, collator, predictions, by=args.by, num_resamples=args.bootstrap)
-    if args.report:
-        from .evaluation_page import write_page  # not above: matplotlib is loaded with it
-
-        write_page(args.report, report, predictions)
-    return report
+    return report, predictions
 
 
 def _describe(args: argparse.Namespace) -> dict:
@@ -260,12 +253,18 @@ def main(argv: list[str]) -> None:
     args.folds = read_folds(args.folds)
     args.leads = resolve_lead_names(args.leads) if args.leads else None
 
+    if args.report:
+        from .evaluation_page import write_page  # not above: matplotlib is loaded with it
+
     sources = list_sources(DataArguments(data=args.data))
     collator = ECGCollator(load_extractor(args.checkpoint))
-    report = _run_probe(args, sources, collator) if args.probe else _run_classifier(args, sources, collator)
+    run = _run_probe if args.probe else _run_classifier
+    report, predictions = run(args, sources, collator)
     name = "-".join(["results-fold" + "-".join(map(str, args.folds)), *(args.leads or [])])
     name = f"probe-{args.probe}.json" if args.probe else f"{name}.json"
     write_json(args.output or Path(args.checkpoint) / name, report)
+    if args.report:
+        write_page(args.report, report, predictions)
     print(json.dumps(_without_labels(report), indent=2))
 
 
