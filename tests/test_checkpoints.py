@@ -8,7 +8,7 @@ import yaml
 
 import anyecg_hf
 from anyecg_hf.hub import check_checkpoint
-from training.publish import MAX_MEGABYTES, load_model
+from training.publish import MAX_MEGABYTES, RUN, card_of, load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/config.json"))
@@ -46,6 +46,30 @@ def test_a_card_has_licence_data_command_seed_and_the_warning(folder):
     assert metadata["license"] and metadata["library_name"] == "transformers"
     for text in ("PTB-XL 1.0.3, folds 1-8", "--data DIR", "Seed 0", "Not a medical device", "## Limits", "CC BY 4.0"):
         assert text in card, text
+    for text in ("## Intended use", "## What the weights have seen", "| code | ", "| weights | ", "| data | "):
+        assert text in card, text
+
+
+@each_checkpoint
+def test_a_card_is_what_template_facts_and_results_give(folder, monkeypatch):
+    """After a change of one of them: python -m training.publish --refresh checkpoints/*"""
+    monkeypatch.chdir(ROOT)
+    model, extractor = load_model(folder)
+    facts, run = Path("hub_cards") / f"{folder.name}.yaml", json.loads((folder / RUN).read_text())
+    assert (folder / "README.md").read_text() == card_of(facts, model=model, extractor=extractor, run=run)
+
+
+def test_the_card_of_the_classifier_has_a_row_for_each_label_and_group():
+    card = (ROOT / "checkpoints" / "anyecg-small-statements" / "README.md").read_text()
+    facts = yaml.safe_load((ROOT / "hub_cards" / "anyecg-small-statements.yaml").read_text())
+    figures = json.loads((ROOT / "benchmarks" / "results" / f"{facts['evaluation']}.json").read_text())
+    for name, label in figures["labels"].items():
+        (row,) = [line for line in card.splitlines() if line.startswith(f"| {name} |")]
+        assert f"| {label['positives']} | {100 * label['prevalence']:.1f} % | {label['auroc']:.3f} (" in row
+        assert f"| {label['sensitivity']:.3f} | {label['specificity']:.3f} |" in row
+    for grouping in ("sex", "age", "leads"):
+        for name, group in figures["by"][grouping]["groups"].items():
+            assert f"| {name} | {group['num_records']:,} |" in card
 
 
 def test_the_classifier_names_71_statements_with_a_threshold_each():

@@ -10,6 +10,9 @@ from sklearn.metrics import (
     average_precision_score,
     brier_score_loss,
     f1_score,
+    multilabel_confusion_matrix,
+    precision_score,
+    recall_score,
     roc_auc_score,
     roc_curve,
 )
@@ -126,6 +129,7 @@ def test_no_class_with_both_outcomes_gives_nan_and_no_warning():
 def test_each_label_has_its_own_figures(scored):
     targets, scores = scored
     labels = class_metrics(targets, scores, ["a", "b", "c", "absent"], thresholds=0.45)
+    confusions = [label.pop("confusion") for label in labels.values()]
     false_alarms, sensitivity, _ = roc_curve(targets[:, 1], scores[:, 1])
     assert labels["b"] == pytest.approx({
         "positives": targets[:, 1].sum(),
@@ -134,9 +138,24 @@ def test_each_label_has_its_own_figures(scored):
         "specificity_at_95_sensitivity": labels["b"]["specificity_at_95_sensitivity"],
         "f1": f1_score(targets[:, 1], scores[:, 1] >= 0.45),
         "brier": brier_score_loss(targets[:, 1], scores[:, 1]),
+        "prevalence": targets[:, 1].mean(), "threshold": 0.45,
+        "sensitivity": recall_score(targets[:, 1], scores[:, 1] >= 0.45),
+        "specificity": recall_score(targets[:, 1], scores[:, 1] >= 0.45, pos_label=0),
+        "ppv": precision_score(targets[:, 1], scores[:, 1] >= 0.45),
     })  # fmt: skip
     assert 1 - labels["b"]["specificity_at_95_sensitivity"] <= false_alarms[sensitivity >= 0.95].min() + 1e-12
-    assert np.isnan(labels["absent"]["auroc"]) and labels["absent"]["positives"] == 0
+    assert confusions == multilabel_confusion_matrix(targets, scores >= 0.45).tolist()
+    absent = labels["absent"]
+    assert np.isnan(absent["auroc"]) and np.isnan(absent["sensitivity"]) and absent["positives"] == 0
+
+
+def test_of_one_of_several_labels_each_is_told_from_all_others_and_has_no_threshold():
+    generator = np.random.default_rng(0)
+    numbers, probabilities = generator.integers(0, 3, 200), generator.dirichlet([1, 1, 1], 200)
+    labels = class_metrics(numbers, probabilities, ["a", "b", "c"])
+    confusion = multilabel_confusion_matrix(numbers, probabilities.argmax(axis=1))
+    assert [label["confusion"] for label in labels.values()] == confusion.tolist()
+    assert np.isnan([label["threshold"] for label in labels.values()]).all()
 
 
 # The Challenge score

@@ -1,14 +1,18 @@
 """training/collate.py: from items to a batch; randomness that follows from seed, epoch and record alone."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from anyecg_hf.leads import LEAD_IDS
 from training.collate import AugmentationArguments, ECGCollator
 from training.corpora.simulated import list_simulated
 from training.data import ECGDataset, EpochSampler
+from training.lead_subsets import REDUCED_SUBSETS, draw_leads
 from training.record_store import prepare_records
 
 EVERYTHING = AugmentationArguments(max_shift_seconds=1.0, gain_range=0.1, noise_mv=0.02, lead_subset_probability=0.5)
@@ -129,7 +133,7 @@ def test_records_of_different_leads_and_lengths_are_padded_and_masked(extractor)
 def test_which_leads_a_record_keeps_does_not_depend_on_what_else_is_in_the_batch(extractor):
     collator = ECGCollator(extractor, augmentation=AugmentationArguments(lead_subset_probability=1.0))
     sizes = set()
-    for epoch in range(30):
+    for epoch in range(60):
         alone = collator([_item(seed=(0, epoch, 1))])
         both = collator([_item(seed=(0, epoch, 0)), _item(seed=(0, epoch, 1))])
         num_kept = alone["lead_ids"].shape[1]
@@ -137,6 +141,45 @@ def test_which_leads_a_record_keeps_does_not_depend_on_what_else_is_in_the_batch
         assert both["lead_ids"][1].tolist()[:num_kept] == alone["lead_ids"][0].tolist()
         assert not both["lead_ids"][1, num_kept:].any()
     assert sizes == {1, 2, 3, 6, 8}
+
+
+def test_dropping_leads_gives_the_named_subsets_as_often_as_random_leads_and_leaves_no_lead_out(extractor):
+    collator = ECGCollator(extractor, augmentation=AugmentationArguments(lead_subset_probability=0.5))
+    drawn = Counter(
+        tuple(collator([_item(seed=(0, epoch, 0), num_patches=1)])["lead_ids"][0].tolist()) for epoch in range(2000)
+    )
+    assert drawn[tuple(range(1, 13))] == pytest.approx(1000, abs=90)
+    for leads in REDUCED_SUBSETS:  # an eighth each of the records of which leads are dropped
+        assert drawn[tuple(LEAD_IDS[name] for name in leads)] >= 90, leads
+    single = {leads[0] for leads in drawn if len(leads) == 1}
+    assert single == set(range(1, 13))
+
+
+def test_no_leads_dropped_leaves_the_draws_of_most_leads_as_they_were(extractor):
+    collator = ECGCollator(extractor, augmentation=AugmentationArguments(max_leads=3))
+    for epoch in range(5):
+        rows = np.random.default_rng((0, epoch, 0, 2)).permutation(12)[:3]
+        assert collator([_item(seed=(0, epoch, 0))])["lead_ids"][0].tolist() == sorted(rows + 1)
+
+
+def test_a_record_without_a_lead_of_the_subset_keeps_what_it_has():
+    ids = np.array([9, 10])  # V3, V4
+    for seed in range(50):
+        rows = draw_leads(np.array([0, 1]), ids, np.random.default_rng(seed))
+        assert 1 <= len(rows) <= 2 and rows.tolist() == sorted(rows)
+
+
+def test_only_the_leads_asked_for_are_taken_in_the_order_of_the_record(dataset, extractor):
+    batch = ECGCollator(extractor, leads=("V2", "I"))([dataset[0], dataset[1]])
+    whole = ECGCollator(extractor)([dataset[0], dataset[1]])
+    assert batch["lead_ids"].tolist() == [[1, 8]] * 2
+    assert torch.equal(batch["input_values"], whole["input_values"][:, [0, 7]])
+
+
+def test_a_lead_is_usable_where_something_of_it_is_in_the_window(extractor):
+    mask = np.zeros((2, 31), np.uint8)
+    mask[0, 5], mask[1, 15] = 1, 1
+    assert ECGCollator(extractor).usable_leads(_item(2, 31, seed=None, mask=mask)) == {2}
 
 
 def test_the_leads_of_a_record_keep_their_names_when_others_are_dropped(extractor):

@@ -1,13 +1,19 @@
-"""training/publish.py: what a card says of the run that it is made from."""
+"""training/publish.py: what a card says of the run and the evaluation that it is made from."""
 
+import copy
 import json
 from types import SimpleNamespace
 
+import jinja2
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from training.checkpointing import without_nan
+from training.classifier_report import Predictions, compare_groups, group_records, report_of
+from training.labels import build_task
 from training.publish import describe_run, render_card
 
 
@@ -46,3 +52,83 @@ def test_the_card_of_lead_generation_shows_each_case_and_method(monkeypatch):
         and "| G7 | algebra | 21.50 (20.50 to 22.50) |  |" in card
     )
     assert "plot_record" in card and "All about it." in card
+
+
+# The card of a classifier
+
+TASK = build_task("statements")
+THRESHOLDS = [0.3] * len(TASK.names)
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    """An evaluation of made-up outputs for 300 records, as training.evaluate writes it."""
+    generator = np.random.default_rng(0)
+    targets = (generator.random((300, len(TASK.names))) < 0.15).astype(np.float32)
+    targets[:, 1] = np.arange(300) < 4
+    logits = 2 * targets - 2 + generator.normal(size=targets.shape)
+    predictions = Predictions(TASK, logits, targets, [str(index) for index in range(300)], THRESHOLDS)
+    ages, sexes = [70.0] * 150 + [50.0] * 145 + [None] * 5, ["male", "female"] * 150
+    by = {
+        name: compare_groups(
+            {group: predictions.take(rows) for group, rows in group_records(ages, sexes, name).items()}, num_resamples=3
+        )
+        for name in ("sex", "age")
+    }
+    by["leads"] = compare_groups({"12": predictions, "1 (I)": predictions}, num_resamples=3)
+    head = {"command": "python -m training.evaluate ...", "num_resamples": 3}
+    return without_nan(head | report_of(predictions, num_resamples=3) | {"by": by})
+
+
+def _classifier_card(monkeypatch, evaluation, *, thresholds=THRESHOLDS, facts=None):
+    monkeypatch.chdir(ROOT)
+    given = yaml.safe_load((ROOT / "hub_cards" / "anyecg-small-statements.yaml").read_text())
+    config = SimpleNamespace(
+        id2label=TASK.id2label, num_labels=len(TASK.names), thresholds=thresholds, problem_type=TASK.problem_type
+    )
+    return render_card(
+        given | {"arms": [], "rates": None} | (facts or {}),
+        model=SimpleNamespace(num_parameters=lambda: 7, config=config),
+        extractor=AnyECGFeatureExtractor(),
+        run={"seed": 0, "records_seen": 1, "steps": 1, "batch_size": 1},
+        results={"statements_fold9": evaluation},
+    )
+
+
+def test_the_card_of_a_classifier_has_a_row_for_each_label_and_group(monkeypatch, evaluation):
+    card = _classifier_card(monkeypatch, evaluation)
+    name, rare = TASK.names[:2]
+    label, (low, high) = evaluation["labels"][name], evaluation["labels"][name]["auroc_interval_95"]
+    row = (
+        f"| {name} | {label['positives']} | {100 * label['prevalence']:.1f} % | {label['auroc']:.3f} ({low:.3f} to {high:.3f}) | "
+        f"{label['auprc']:.3f} | 0.300 | {label['sensitivity']:.3f} | {label['specificity']:.3f} | {label['ppv']:.3f} |"
+    )
+    assert row in card.splitlines()
+    assert f"| {rare} | 4 | 1.3 % | {evaluation['labels'][rare]['auroc']:.3f} (–) |" in card
+    for name in ("female", "male", "65 to 79", "1 (I)"):
+        assert f"\n| {name} | " in card
+    assert "\n| unknown | 5 | – (–) |" in card
+    for text in ("Not a medical device", "## Intended use", "## What the weights have seen", "| data | PTB-XL"):
+        assert text in card
+
+
+@pytest.mark.parametrize("path", [("by",), ("labels", "NDT", "auroc_interval_95"), ("by", "age"), ("intervals_95",)])
+def test_an_evaluation_that_lacks_a_figure_gives_no_card(monkeypatch, evaluation, path):
+    partial = copy.deepcopy(evaluation)
+    place = partial
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    with pytest.raises(jinja2.UndefinedError):
+        _classifier_card(monkeypatch, partial)
+
+
+def test_a_fact_that_is_empty_is_an_error(monkeypatch, evaluation):
+    for name in ("intended_use", "seen", "licence_of_data", "groups"):
+        with pytest.raises(ValueError, match=f"no {name}"):
+            _classifier_card(monkeypatch, evaluation, facts={name: ""})
+
+
+def test_an_evaluation_of_other_thresholds_gives_no_card(monkeypatch, evaluation):
+    with pytest.raises(ValueError, match=r"statements_fold9.json is of other labels or thresholds"):
+        _classifier_card(monkeypatch, evaluation, thresholds=[0.2, *THRESHOLDS[1:]])

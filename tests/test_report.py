@@ -73,7 +73,7 @@ def page(checkpoint, run_dir, cache, tmp_path_factory):
         patch.setattr(report.probes, "NUM_RESAMPLES", 10)
         patch.setattr(report.probes, "CODES_EACH_SIGN", 1)
         patch.setattr(report, "CODES_A_PICTURE", 1)
-        patch.setattr(report.pictures, "DPI", 40)
+        patch.setattr("training.pictures.DPI", 40)
         return _write(checkpoint, cache, tmp_path_factory.mktemp("page"), *options)
 
 

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from training.pictures import (
+    ALONE_COLOUR,
+    BAND_COLOUR,
+    BAR_COLOUR,
+    GREY,
+    ORIGINAL_COLOUR,
+    OWN_COLOUR,
+    SMALL,
+    TINY,
+    as_png,
+    new_figure,
+    tidy,
+)
 
 from .report_figures import LEADS_A_CODE
 
-WIDTH, DPI = 5.6, 160  # inches: with letters of 8 points and more still readable on a screen of 6 cm
-OWN_COLOUR, BAR_COLOUR, ORIGINAL_COLOUR, ALONE_COLOUR = "#35618f", "#e0a030", "#1c1c1c", "#b5473c"
-BAND_COLOUR, GREY = "#c9d6e4", "#666666"
-SMALL, TINY = 9, 8  # points
 CODE_ROW, CURVE_ROW = 1.12, 1.5  # inches
 INCHES_A_MV, TRACE_HEIGHTS = 0.5, (3.0, 11.0)
 
 
-def _picture(draw: Callable[..., Figure]) -> Callable[..., bytes]:
-    """Let a function that returns a figure return its PNG, drawn with the library's own settings."""
-
-    def png(*args, **kwargs) -> bytes:
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update({"font.size": SMALL, "axes.titlesize": SMALL, "legend.fontsize": TINY})
-            target = io.BytesIO()
-            draw(*args, **kwargs).savefig(target, format="png", metadata={"Software": None})
-        return target.getvalue()
-
-    png.__doc__ = draw.__doc__
-    return png
-
-
-def _figure(height: float) -> Figure:
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-@_picture
+@as_png
 def draw_code_shares(shares: Mapping[str, np.ndarray]) -> Figure:
     """Draw the share of each code, sorted, for each way to code (`(codebook_size,)` each)."""
-    figure = _figure(2.9)
+    figure = new_figure(2.9)
     axis = figure.add_subplot()
     size = len(next(iter(shares.values())))
     for (name, values), colour in zip(shares.items(), (OWN_COLOUR, BAR_COLOUR)):
@@ -59,14 +46,14 @@ def draw_code_shares(shares: Mapping[str, np.ndarray]) -> Figure:
     axis.set_ylabel("% of the patches")
     _plain_numbers(axis.yaxis)
     axis.legend(frameon=False, loc="upper right")
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
-@_picture
+@as_png
 def draw_codes(described: Sequence[Mapping], labels: Sequence[str], *, sampling_rate: float) -> Figure:
     """Draw one row for each code of `describe_codes`: its waveforms in the leads where it occurs most."""
-    figure = _figure(CODE_ROW * len(described) + 0.65)
+    figure = new_figure(CODE_ROW * len(described) + 0.65)
     grid = figure.subplots(len(described), LEADS_A_CODE, squeeze=False, sharex=True)
     for row, (each, label, axes) in enumerate(zip(described, labels, grid)):
         limits = _limits(each["waveforms"])
@@ -101,7 +88,7 @@ def _draw_waveform(axis, waveform: Mapping, sampling_rate: float) -> None:
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.tick_params(labelsize=TINY, length=2)
     axis.axhline(0, color="#dddddd", linewidth=0.6, zorder=0)
-    _tidy(axis)
+    tidy(axis)
 
 
 def _limits(waveforms: Sequence[Mapping]) -> tuple[float, float]:
@@ -124,13 +111,13 @@ def _code_legend(figure: Figure, axis) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
 
 
-@_picture
+@as_png
 def draw_reconstruction(traces: Mapping[str, tuple[np.ndarray, np.ndarray]], *, sampling_rate: float) -> Figure:
     """Draw a record's leads one below the other, true to one scale: original and decoded."""
     joined = [np.concatenate(pair) for pair in traces.values()]
     zeros = _zero_lines(joined)
     limits = zeros[-1] + min(np.nanmin(joined[-1]), -0.25) - 0.1, max(np.nanmax(joined[0]), 0.25) + 0.1
-    figure = _figure(float(np.clip(INCHES_A_MV * (limits[1] - limits[0]), *TRACE_HEIGHTS)))
+    figure = new_figure(float(np.clip(INCHES_A_MV * (limits[1] - limits[0]), *TRACE_HEIGHTS)))
     axis = figure.add_subplot()
     for (_, (original, decoded)), zero in zip(traces.items(), zeros):
         times = np.arange(len(original)) / sampling_rate
@@ -147,7 +134,7 @@ def draw_reconstruction(traces: Mapping[str, tuple[np.ndarray, np.ndarray]], *, 
               fontsize=TINY)  # fmt: skip
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2, frameon=False)
-    _tidy(axis)
+    tidy(axis)
     axis.spines["left"].set_visible(False)
     return figure
 
@@ -159,14 +146,14 @@ def _zero_lines(traces: Sequence[np.ndarray]) -> np.ndarray:
     return -np.concatenate([[0.0], np.cumsum(gaps)])
 
 
-@_picture
+@as_png
 def draw_lead_copy(leads: Sequence[str], same_code: Sequence[Sequence[float]]) -> Figure:
     """Draw how often two leads share a code, in percent."""
     values = 100 * np.array(same_code, dtype=float)
     size = len(leads)
     off = values[~np.eye(size, dtype=bool) & np.isfinite(values)]
     top = max(float(off.max()) if len(off) else 1.0, 1.0)
-    figure = _figure(max(2.5, 0.9 + 0.36 * size))
+    figure = new_figure(max(2.5, 0.9 + 0.36 * size))
     axis = figure.add_subplot()
     colours = matplotlib.colormaps["Blues"].with_extremes(bad="#eeeeee", over="#d8d8d8")
     axis.imshow(values, cmap=colours, vmin=0, vmax=top, aspect="auto")
@@ -181,10 +168,10 @@ def draw_lead_copy(leads: Sequence[str], same_code: Sequence[Sequence[float]]) -
     return figure
 
 
-@_picture
+@as_png
 def draw_stability(rows: Sequence[Mapping], names: Mapping[str, str]) -> Figure:
     """Draw the share of codes that stay at each alteration, by each way to code; `names`: key in a row -> in the legend."""
-    figure = _figure(0.9 + 0.42 * len(rows))
+    figure = new_figure(0.9 + 0.42 * len(rows))
     axis = figure.add_subplot()
     places, height = np.arange(len(rows)), 0.8 / len(names)
     for index, ((name, label), colour) in enumerate(zip(names.items(), (OWN_COLOUR, BAR_COLOUR))):
@@ -201,18 +188,18 @@ def draw_stability(rows: Sequence[Mapping], names: Mapping[str, str]) -> Figure:
     axis.set_xticks(range(0, 101, 25))
     axis.set_xlabel("% of codes that stay")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    _tidy(axis)
+    tidy(axis)
     return figure
 
 
-@_picture
+@as_png
 def draw_curves(series: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Draw each logged series over the steps; a figure of the evaluation beside that of the training of the same name."""
     panels: dict[str, dict] = {}
     for name, values in series.items():
         panels.setdefault(name.removeprefix("eval_"), {})[name] = values
     num_rows = -(-len(panels) // 2)
-    figure = _figure(CURVE_ROW * num_rows + 0.5)
+    figure = new_figure(CURVE_ROW * num_rows + 0.5)
     grid = figure.subplots(num_rows, 2, squeeze=False, sharex=True)
     for axis, (title, lines) in zip(grid.flat, panels.items()):
         for name, line in lines.items():
@@ -224,7 +211,7 @@ def draw_curves(series: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
         axis.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
         _plain_numbers(axis.yaxis)
-        _tidy(axis)
+        tidy(axis)
     for axis in grid.flat[len(panels) :]:
         axis.set_axis_off()
     for axis in grid[-1]:
@@ -236,7 +223,3 @@ def draw_curves(series: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 def _plain_numbers(axis) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:,.4g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.0e}")
-
-
-def _tidy(axis) -> None:
-    axis.spines[["top", "right"]].set_visible(False)

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
-from anyecg_hf.leads import STANDARD_LEADS
+from anyecg_hf.leads import LEAD_IDS, STANDARD_LEADS
 
 from .dataset_rows import read_row
 from .heartbeats import BEAT_RATE, BEAT_SAMPLES, RHYTHM, measure_beats
+from .lead_subsets import draw_leads
 from .masking import PATTERN_SHARES, mask_record
 
 logger = logging.getLogger(__name__)
 
-LEAD_SUBSET_SIZES = (1, 2, 3, 6, 8)
 SEX_CODES = {"male": 0.0, "female": 1.0}
 EVAL_MASK_SEED = 20_240_917  # masks of evaluation are fixed, whatever the seed of the run
 _STREAMS = {
@@ -41,7 +41,7 @@ class AugmentationArguments:
     max_shift_seconds: float = 0.0  # the record starts up to this much later; what is cut off is gone
     gain_range: float = 0.0  # all leads times a factor between 1 - this and 1 + this
     noise_mv: float = 0.0  # white noise of a standard deviation up to this
-    lead_subset_probability: float = 0.0  # of a record to keep only 1, 2, 3, 6 or 8 random leads
+    lead_subset_probability: float = 0.0  # of a record to keep only some leads, see `lead_subsets.draw_leads`
     max_leads: int = 0  # of a record with more leads so many random ones are kept, which costs as much less
 
     def __post_init__(self):
@@ -59,6 +59,7 @@ class ECGCollator:
         extractor: its `pad` makes the batch; its rate, patch size and window cut the records.
         window_seconds (`float`): longer records are cut to this, at random where items have a seed, else in the middle.
         augmentation: for items with a seed; None = none.
+        leads (sequence of `str`, *optional*): standard names; of each record only these are taken. None = all.
         mask_ratio (`float`, *optional*): adds `bool_masked_pos`; None = no masks.
         mask_pattern (`str`, *optional*): of all masks; None draws one a record with `mask_shares`.
         hide (callable, *optional*): adds `bool_masked_pos` in place of these masks: what it returns for a record's attention
@@ -76,6 +77,7 @@ class ECGCollator:
         *,
         window_seconds: float = 10.0,
         augmentation: AugmentationArguments | None = None,
+        leads: Sequence[str] | None = None,
         mask_ratio: float | None = None,
         mask_pattern: str | None = None,
         mask_shares: Sequence[float] = PATTERN_SHARES,
@@ -88,6 +90,7 @@ class ECGCollator:
         self.window_seconds = window_seconds
         self.window_patches = max(1, round(window_seconds * extractor.sampling_rate / self.patch_size))
         self.augmentation = augmentation or AugmentationArguments()
+        self.lead_ids = None if leads is None else [LEAD_IDS[name] for name in leads]
         self.mask_ratio, self.mask_pattern, self.mask_shares, self.hide = mask_ratio, mask_pattern, mask_shares, hide
         self.with_demography, self.with_beats = with_demography, with_beats
         if with_beats and extractor.sampling_rate % BEAT_RATE:
@@ -135,7 +138,21 @@ class ECGCollator:
         values = steps if item["step_mv"] is None else steps * np.float32(item["step_mv"])  # None: in millivolt already
         if generator is not None:
             values = self._alter(values, mask, generator)
-        return {"input_values": values, "lead_ids": item["lead_ids"], "attention_mask": mask.astype(np.int64), **coded}
+        feature = {
+            "input_values": values,
+            "lead_ids": item["lead_ids"],
+            "attention_mask": mask.astype(np.int64),
+            **coded,
+        }
+        if self.lead_ids is None:
+            return feature
+        rows = np.isin(item["lead_ids"], self.lead_ids)
+        return {name: value[rows] for name, value in feature.items()}
+
+    def usable_leads(self, item: dict) -> set[int]:
+        """Return the ids of the leads of which something is usable in the window that evaluation takes of an item."""
+        _, mask = self._window(item["steps"], item["mask"], None)
+        return set(np.asarray(item["lead_ids"])[mask.any(axis=1)].tolist())
 
     def _coded_window(self, item: dict, generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return samples, mask and codes of one of the windows that were encoded: codes depend on what else is in it."""
@@ -236,11 +253,13 @@ class ECGCollator:
             if generator is None:
                 continue
             usable = np.flatnonzero(feature["attention_mask"].any(axis=1))
-            num_kept = self.augmentation.max_leads or len(usable)
+            kept = usable
             if probability and generator.random() < probability:
-                num_kept = min(num_kept, int(generator.choice(LEAD_SUBSET_SIZES)))
-            if len(usable) > num_kept:
-                kept = np.sort(generator.permutation(usable)[:num_kept])
+                kept = draw_leads(usable, feature["lead_ids"], generator)
+            most = self.augmentation.max_leads or len(kept)
+            if len(kept) > most:
+                kept = np.sort(generator.permutation(kept)[:most])
+            if len(kept) < len(usable):
                 feature.update({name: value[kept] for name, value in feature.items()})
 
     def _hidden(self, feature: dict, item: dict) -> np.ndarray:

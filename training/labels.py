@@ -19,7 +19,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -106,8 +106,22 @@ class Task:
         return dict(enumerate(self.names))
 
     def reordered(self, names: Sequence[str]) -> Task:
-        """Return a multi-label task over codes with exactly these labels in this order."""
-        return _multi_hot_task(self.name, names, lambda code: (code,), keep_empty=True)
+        """Return the task with its labels in this order.
+
+        Raises:
+            ValueError: `names` are not the task's.
+        """
+        if sorted(names) != sorted(self.names):
+            raise ValueError(f"Task {self.name!r} has the labels {self.names}, not {tuple(names)}.")
+        columns = [self.names.index(name) for name in names]
+
+        def encode(row: dict) -> np.ndarray | int | None:
+            target = self.encode(row)
+            if target is None:
+                return None
+            return columns.index(target) if self.problem_type == SINGLE else target[columns]
+
+        return replace(self, names=tuple(names), encode=encode)
 
     @property
     def label2id(self) -> dict[str, int]:
@@ -262,6 +276,16 @@ def _codes_task(train_codes: Sequence[Sequence[str]], min_positives: int) -> Tas
             "Lower --min_positives or give more records."
         )
     return _multi_hot_task("codes", names, lambda code: (code,), keep_empty=True)
+
+
+def build_choice_task(names: Sequence[str]) -> Task:
+    """Return the single-label task of telling `names`, codes of a corpus, apart; records with none or several are dropped."""
+
+    def encode(row: dict) -> int | None:
+        found = [index for index, name in enumerate(names) if name in row["codes"]]
+        return found[0] if len(found) == 1 else None
+
+    return Task("choice", SINGLE, tuple(names), encode)
 
 
 def superclass_members(names: Sequence[str]) -> dict[str, list[int]]:

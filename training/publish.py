@@ -7,7 +7,8 @@ figures come from. A fact or figure that is missing is an error: no card has an 
 
     python -m training.publish --refresh checkpoints/NAME
 
-writes the code that travels with a checkpoint anew, after a change of `anyecg_hf`; weights and card stay as they are.
+writes the code that travels with a checkpoint anew, after a change of `anyecg_hf`, and its card, after a change of the template,
+of `hub_cards/NAME.yaml` or of a result; the weights stay as they are.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ from transformers import AutoConfig
 import anyecg_hf
 from anyecg_hf.hub import export_checkpoint
 
-from .checkpointing import ARGUMENTS, FINISHED, load_extractor
+from .checkpointing import ARGUMENTS, FINISHED, load_extractor, write_json
 from .commands import run_command
+from .labels import SINGLE
+from .number_text import FILTERS
 
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path("hub_cards")
 RESULTS = Path("benchmarks/results")
+RUN = "run.json"  # in a checkpoint: what its card says of the run
+MAY_BE_EMPTY = {"pipeline_tag", "rates"}  # facts
 MAX_MEGABYTES = 30
 
 
@@ -66,18 +71,40 @@ def render_card(facts: dict, *, model, extractor, run: dict, results: dict) -> s
 
     Raises:
         jinja2.UndefinedError: the template asks for a fact or figure that is not there.
+        ValueError: a fact is empty, or the evaluation that the facts name is of other labels or thresholds than the model's.
     """
+    empty = [name for name, fact in facts.items() if fact is None or not str(fact).strip()]
+    if set(empty) - MAY_BE_EMPTY:
+        raise ValueError(
+            f"{facts['name']}: no {', '.join(sorted(set(empty) - MAY_BE_EMPTY))} in the facts of its card."
+        )
+    if "evaluation" in facts:
+        _refuse_other_labels(model.config, results[facts["evaluation"]], facts["evaluation"])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters |= FILTERS
     return environment.get_template(facts["template"]).render(
-        facts=facts,
-        run=run,
-        results=results,
-        extractor=extractor,
-        num_parameters=model.num_parameters(),
-        thresholds=getattr(model.config, "thresholds", None),
+        facts=facts, run=run, results=results, extractor=extractor, num_parameters=model.num_parameters()
     )
+
+
+def _refuse_other_labels(config, evaluation: dict, name: str) -> None:
+    measured = {label: figures["threshold"] for label, figures in evaluation["labels"].items()}
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    thresholds = [None] * len(names) if config.problem_type == SINGLE else config.thresholds or [0.5] * len(names)
+    if measured != dict(zip(names, thresholds, strict=True)):
+        raise ValueError(
+            f"{RESULTS / name}.json is of other labels or thresholds than this checkpoint's: run training.evaluate anew, with "
+            "--bootstrap and --by sex age leads."
+        )
+
+
+def card_of(facts_file: str | Path, *, model, extractor, run: dict) -> str:
+    """Return the text of the card that a facts file describes, with the results that it names; see `render_card`."""
+    facts = yaml.safe_load(Path(facts_file).read_text())
+    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in facts["results"]}
+    return render_card(facts, model=model, extractor=extractor, run=run, results=results)
 
 
 def publish(facts_file: str | Path, *, run: str | Path, output: str | Path) -> Path:
@@ -86,11 +113,11 @@ def publish(facts_file: str | Path, *, run: str | Path, output: str | Path) -> P
     Raises:
         ValueError: the run is not finished, or the folder would be larger than 30 MB.
     """
-    facts = yaml.safe_load(Path(facts_file).read_text())
-    results = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in facts["results"]}
+    described = describe_run(run)
     model, extractor = load_model(run)
-    card = render_card(facts, model=model, extractor=extractor, run=describe_run(run), results=results)
+    card = card_of(facts_file, model=model, extractor=extractor, run=described)
     folder = export_checkpoint(model, extractor, output, card=card)
+    write_json(folder / RUN, described)
     megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     if megabytes > MAX_MEGABYTES:
         raise ValueError(
@@ -100,9 +127,16 @@ def publish(facts_file: str | Path, *, run: str | Path, output: str | Path) -> P
 
 
 def refresh(folder: str | Path) -> None:
-    """Save a checkpoint over itself, so that it carries the code as it is now; its weights do not change."""
+    """Save a checkpoint over itself, with the code and the card as they are now; its weights do not change.
+
+    Raises:
+        FileNotFoundError: there are no facts of this name in `hub_cards`, or the folder was not written by `publish`.
+    """
+    folder = Path(folder)
     model, extractor = load_model(folder)
-    export_checkpoint(model, extractor, folder)
+    run = json.loads((folder / RUN).read_text())
+    card = card_of(TEMPLATES / f"{folder.resolve().name}.yaml", model=model, extractor=extractor, run=run)
+    export_checkpoint(model, extractor, folder, card=card)
 
 
 def main(argv: list[str]) -> None:
@@ -110,7 +144,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("facts", nargs="?", help="facts file in hub_cards/")
     parser.add_argument("--run", help="output folder of the training command")
     parser.add_argument("--output", help="folder of the checkpoint to write")
-    parser.add_argument("--refresh", nargs="+", default=[], help="checkpoints whose code is to be written anew")
+    parser.add_argument(
+        "--refresh", nargs="+", default=[], help="checkpoints whose code and card are to be written anew"
+    )
     args = parser.parse_args(argv)
     if not args.refresh and not (args.facts and args.run and args.output):
         parser.error("give a facts file with --run and --output, or --refresh with checkpoints")

@@ -43,10 +43,12 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 
 from .corpora import RecordEntry
 from .corpora.entry import plausible_age
+from .corpora.table import list_table
 
 logger = logging.getLogger(__name__)
 
 CACHE_FORMAT = 2
+WFDB_SUFFIXES = (".hea", ".dat", ".mat")
 DEFAULT_RANGE_MV = 30.0  # of int16 where the extractor does not clip
 MAX_SHARE_UNREADABLE = 0.5
 MIN_RECORDS_FOR_PROCESSES = 64
@@ -106,12 +108,29 @@ def default_cache_dir(cache_dir: str | Path | None = None) -> Path:
 
 
 def source_fingerprint(folder: str | Path) -> str:
-    """Return a digest of the names, sizes and times of all files below `folder`; its own path does not count."""
+    """Return a digest of the names, sizes and times of all files below `folder`; its own path does not count.
+
+    Of a table it is that of its own content and of the files that it names.
+    """
     folder, digest = Path(folder), hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    if folder.is_file():
+        digest.update(folder.read_bytes())
+        paths = [path for entry in list_table(folder) for path in _files_of(Path(entry.payload))]
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    below = folder.parent if folder.is_file() else folder
+    for path in paths:
         status = path.stat()
-        digest.update(f"{path.relative_to(folder).as_posix()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
+        name = path.relative_to(below).as_posix() if path.is_relative_to(below) else path.name
+        digest.update(f"{name}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Return the files of a record named in a table: the one named, and of a WFDB record header and signals."""
+    stem = path.with_suffix("") if path.suffix in WFDB_SUFFIXES else path
+    named = [path, *(Path(f"{stem}{suffix}") for suffix in WFDB_SUFFIXES)]
+    return [each for each in dict.fromkeys(named) if each.is_file()]
 
 
 def _cache_key(entries: Sequence[RecordEntry], extractor: AnyECGFeatureExtractor, source: str) -> str:

@@ -1,5 +1,5 @@
-"""Corpora, for two uses: `list_records` lists any folder that a model is trained on, as `RecordEntry`; `CORPORA` the seven
-published corpora that the data set is built from, as `SourceRecord`.
+"""Corpora, for two uses: `list_records` lists any folder or table that a model is trained on, as `RecordEntry`; `CORPORA` the
+seven published corpora that the data set is built from, as `SourceRecord`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from .built import is_built, list_built
 from .catalogue import CORPORA, are_related
 from .entry import RecordEntry
 from .ptb_xl import is_packed, is_published, list_packed, list_published
+from .table import is_table, list_table
 from .wfdb_folder import list_wfdb_folder
 
 __all__ = ["CORPORA", "RecordEntry", "are_related", "list_records"]
@@ -19,7 +20,7 @@ def list_records(folder: str | Path) -> list[RecordEntry]:
     """Return the records below `folder`, in a fixed order, without reading their signals.
 
     Args:
-        folder: one of
+        folder: a table of your own (`*.csv`, `*.parquet`; see `table.list_table`), or a folder that is one of
             - PTB-XL as published: `ptbxl_database.csv` beside `records100/` or `records500/` (or a folder that holds
               a single sub-folder of this kind);
             - a data set of `training.build_dataset`, or one of its corpora (`data/ptb-xl`);
@@ -27,12 +28,14 @@ def list_records(folder: str | Path) -> list[RecordEntry]:
             - any folder of WFDB records (`*.hea`), searched through all its levels.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder or table.
         ValueError: nothing in it is understood.
     """
     folder = Path(folder)
+    if is_table(folder):
+        return list_table(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--data {folder}: there is no such folder.")
+        raise FileNotFoundError(f"--data {folder}: there is no such folder, and no such table (*.csv, *.parquet).")
     published = next((place for place in (folder, folder / "ptb-xl") if is_published(place)), None)
     if published is not None:
         return list_published(published)

@@ -64,19 +64,58 @@ def class_metrics(
     *,
     thresholds: Sequence[float] | float | None = None,
 ) -> dict[str, dict]:
-    """Return for each label its positives and figures; arguments as for `classification_metrics`."""
-    one_hot = as_one_hot(targets, len(names))
+    """Return for each label its positives and figures; arguments as for `classification_metrics`.
+
+    Beside what `classification_metrics` has: `prevalence`, the share of positives; `threshold`, NaN where the most probable
+    of several labels is given out; at it, `confusion` `[[TN, FP], [FN, TP]]` in records, `sensitivity`, `specificity` and
+    `ppv`, NaN where nothing is to be divided by.
+    """
+    one_hot, decisions = as_one_hot(targets, len(names)), decide(targets, probabilities, thresholds)
+    confusion = class_confusion(one_hot, decisions)
     columns = {
         "positives": one_hot.sum(axis=0).astype(int),
+        "prevalence": one_hot.mean(axis=0, dtype=float),
         "auroc": class_auroc(one_hot, probabilities),
         "auprc": class_auprc(one_hot, probabilities),
+        "threshold": _threshold_of_each(targets, thresholds, len(names)),
+        **_rates(confusion),
         "specificity_at_95_sensitivity": class_specificity(one_hot, probabilities),
-        "f1": class_f1(one_hot, decide(targets, probabilities, thresholds)),
+        "f1": class_f1(one_hot, decisions),
         "brier": class_brier(one_hot, probabilities),
+        "confusion": confusion,
     }
     return {
-        name: {figure: values[label].item() for figure, values in columns.items()} for label, name in enumerate(names)
+        name: {figure: values[label].tolist() for figure, values in columns.items()} for label, name in enumerate(names)
     }
+
+
+def class_confusion(targets: np.ndarray, decisions: np.ndarray) -> np.ndarray:
+    """Return how many records of each class are right and wrong, int `(classes, 2, 2)`: `[[TN, FP], [FN, TP]]` each.
+
+    Args:
+        targets, decisions (`np.ndarray` of shape `(records, classes)`): 0/1.
+    """
+    is_positive, is_given = targets > 0, decisions > 0
+    hits = (is_positive & is_given).sum(axis=0)
+    false_alarms, misses = is_given.sum(axis=0) - hits, is_positive.sum(axis=0) - hits
+    rest = len(targets) - hits - false_alarms - misses
+    return np.stack([rest, false_alarms, misses, hits], axis=1).reshape(-1, 2, 2)
+
+
+def _rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    (rest, false_alarms), (misses, hits) = np.moveaxis(confusion.astype(float), 0, -1)
+    with np.errstate(invalid="ignore"):
+        return {
+            "sensitivity": hits / (hits + misses),
+            "specificity": rest / (rest + false_alarms),
+            "ppv": hits / (hits + false_alarms),
+        }
+
+
+def _threshold_of_each(targets: np.ndarray, thresholds: Sequence[float] | float | None, num_labels: int) -> np.ndarray:
+    if targets.ndim == 1:
+        return np.full(num_labels, np.nan)
+    return np.broadcast_to(np.asarray(DEFAULT_THRESHOLD if thresholds is None else thresholds, float), (num_labels,))
 
 
 def as_one_hot(targets: np.ndarray, num_labels: int) -> np.ndarray:
