@@ -37,7 +37,9 @@ from training.data import DataArguments
 from training.inference import embed_records, predict_logits
 from training.kept_weights import BestWeights, WeightAverage
 from training.labels import build_task
+from training.metrics import task_metrics
 from training.probe import STRENGTHS
+from training.thresholds import choose_thresholds
 from training.trainer import AnyECGTrainer, NonFiniteError, layer_of
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
@@ -296,6 +298,34 @@ def test_telling_normal_from_abnormal_records_trains_and_no_finding_is_an_answer
         report["brier"] == pytest.approx(results["evaluation"]["brier"])
         and report["labels"]["abnormal"]["positives"] == 2
     )
+
+
+def test_the_challenge_task_trains_and_thresholds_for_its_score_are_what_the_pipeline_uses(
+    snomed_records, cache, tmp_path
+):
+    folder = _finetune(tmp_path / "classifier", cache, "--task", "challenge", "--simulate", "36")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["evaluation"]["challenge_score"] >= results["calibration"]["challenge_score_by_f1"]
+    findings = pipeline("ecg-classification", model=str(folder))(simulate_record(seed=1))
+    config = AutoConfig.from_pretrained(folder)
+    assert {each["label"]: each["threshold"] for each in findings} == dict(zip(config.label2id, config.thresholds))
+
+
+def test_challenge_thresholds_are_moved_for_labels_with_positives_enough_and_raise_the_score():
+    task, generator = build_task("challenge"), np.random.default_rng(0)
+    logits = generator.normal(-1, 2, (300, 24))
+    targets = (generator.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    targets[9:, 3] = 0  # too few for a threshold of its own
+    model = SimpleNamespace(config=SimpleNamespace(thresholds=None))
+    facts = training.finetune._set_thresholds(model, task, targets, logits)
+    by_f1, _ = choose_thresholds(targets, 1 / (1 + np.exp(-logits)))
+    assert facts["labels_with_pooled_threshold"] == [task.names[3]]
+    assert model.config.thresholds[3] == by_f1[3] and model.config.thresholds != by_f1
+    scores = [
+        task_metrics(task, logits, targets, thresholds=each)["challenge_score"]
+        for each in (by_f1, model.config.thresholds)
+    ]
+    assert scores[0] == pytest.approx(facts["challenge_score_by_f1"]) and scores[1] > scores[0]
 
 
 def test_a_task_whose_records_are_all_negative_trains_and_says_that_nothing_can_be_scored(cache, tmp_path):

@@ -28,15 +28,23 @@ from .checkpointing import checkpoints_in, load_extractor
 from .collate import AugmentationArguments, ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits, with_task
-from .ecg_metrics.classification_metrics import expected_calibration_error
+from .ecg_metrics.classification_metrics import challenge_score, expected_calibration_error
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
-from .metrics import best_metric_of, probabilities_of, task_metrics
+from .metrics import best_metric_of, challenge_weights, probabilities_of, task_metrics
 from .probe import LinearProbe
 from .run_inputs import digest_inputs
 from .runs import describe_end, finish, is_finished, records_seen, run_training
 from .splits import spread_order
-from .thresholds import BEST_THRESHOLD, choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
+from .thresholds import (
+    BEST_THRESHOLD,
+    choose_thresholds,
+    climb_challenge_score,
+    fit_temperature,
+    fold_in_scale,
+    fold_in_temperature,
+    log_odds,
+)
 from .trainer import AnyECGTrainer
 
 logger = logging.getLogger(__name__)
@@ -222,17 +230,22 @@ def complete_head(trainer: AnyECGTrainer, task: Task) -> dict:
     facts = {"temperature": temperature}
     if task.problem_type == MULTI:
         facts["ece_before"] = expected_calibration_error(targets, probabilities_of(task, logits))
-        facts["labels_with_pooled_threshold"] = _set_thresholds(model, task, targets, logits / temperature)
+        facts |= _set_thresholds(model, task, targets, logits / temperature)
     figures = task_metrics(task, logits / temperature, targets, thresholds=model.config.thresholds)
     return {"calibration": facts, "evaluation": figures}
 
 
-def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) -> list[str]:
-    """Store a threshold for each label; return the labels that had too few positives for one of their own."""
-    model.config.thresholds, is_own = choose_thresholds(
-        targets, probabilities_of(task, logits), best_threshold=BEST_THRESHOLD[task.threshold_figure]
-    )
-    return [name for name, own in zip(task.names, is_own, strict=True) if not own]
+def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) -> dict:
+    """Store a threshold for each label; return which labels had too few positives for one of their own, and of the task
+    "challenge" the score before the thresholds were moved for it."""
+    probabilities, weights, facts = probabilities_of(task, logits), challenge_weights(task), {}
+    thresholds, is_own = choose_thresholds(targets, probabilities, best_threshold=BEST_THRESHOLD[task.threshold_figure])
+    if weights is not None:
+        facts["challenge_score_by_f1"] = challenge_score(targets, probabilities >= thresholds, weights)
+        thresholds = climb_challenge_score(targets, probabilities, thresholds, may_move=is_own, weights=weights)
+    model.config.thresholds = thresholds
+    facts["labels_with_pooled_threshold"] = [name for name, own in zip(task.names, is_own, strict=True) if not own]
+    return facts
 
 
 def main(argv: Sequence[str], *, build_model: Callable = build_model) -> None:
