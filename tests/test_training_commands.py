@@ -781,6 +781,39 @@ def test_the_probe_that_a_head_starts_from_is_that_of_the_first_process(backbone
     assert (head.weight == 0.25).all() and head.bias.tolist() == list(range(71))
 
 
+def test_a_frozen_backbone_keeps_its_weights_and_only_the_head_has_gradients_and_optimizer_state(
+    backbone, cache, tmp_path
+):
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--freeze_backbone", "True")
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    trainer.train()
+    trained = {name for name, value in trainer.model.named_parameters() if value in trainer.optimizer.state}
+    assert trained == {"pooled_norm.weight", "pooled_norm.bias", "classifier.weight", "classifier.bias"}
+    assert {name for name, value in trainer.model.named_parameters() if value.requires_grad} == trained
+    start = AnyECGModel.from_pretrained(backbone).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in trainer.model.anyecg.state_dict().items())
+    batch = {name: value for name, value in next(iter(trainer.get_train_dataloader())).items() if name != "labels"}
+    first, second = (trainer.model.train()(**batch).logits for _ in range(2))
+    assert torch.equal(first, second)  # no dropout, of which the recipe has 0.1
+
+
+@pytest.mark.parametrize("options", [[], ["--layer_decay", "0.5", "--weight_average_decay", "0.9"]])
+def test_a_frozen_run_killed_in_mid_epoch_ends_bit_equal_with_only_its_head_trained(backbone, cache, tmp_path, options):
+    options = ["--init_from", str(backbone), "--freeze_backbone", "True", *options]
+    whole = _finetune(tmp_path / "whole", cache, *options)
+    shutil.copytree(whole, tmp_path / "killed")
+    _rewind(tmp_path / "killed", 2)
+    assert _weights(_finetune(tmp_path / "killed", cache, *options)) == _weights(whole)
+    start, end = (load_file(Path(folder) / "model.safetensors") for folder in (backbone, whole))
+    kept = [name for name in end if name.startswith("anyecg.")]
+    assert kept and all(torch.equal(end[name], start[name]) for name in kept)
+
+
+def test_a_network_that_is_not_divided_cannot_be_frozen():
+    with pytest.raises(ValueError, match="a Linear is not divided into backbone and head"):
+        training.finetune.freeze_backbone(torch.nn.Linear(2, 2))
+
+
 def test_a_head_start_that_is_unknown_or_not_for_the_task_is_refused(backbone, cache, tmp_path):
     with pytest.raises(ValueError, match="--head_start 'best' is unknown"):
         _finetune(tmp_path, cache, "--head_start", "best")

@@ -68,6 +68,9 @@ class TaskArguments:
             "the records to train on, as the backbone is before the first step"
         },
     )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "train the head only, the norm and linear layer on the mean of the states"}
+    )
     min_positives: int = field(default=20, metadata={"help": "for --task codes: training records that a label needs"})
 
     def __post_init__(self):
@@ -153,6 +156,24 @@ def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collat
     return LinearProbe(features, train.targets)
 
 
+def freeze_backbone(model: PreTrainedModel) -> None:
+    """Let the head alone be trained: the backbone keeps its weights and does not drop out.
+
+    Raises:
+        ValueError: the model has no backbone of AnyECG.
+    """
+    if not hasattr(model, "anyecg"):
+        raise ValueError(
+            f"--freeze_backbone: a {type(model).__name__} is not divided into backbone and head. Leave it out."
+        )
+
+    def stop_dropout(backbone, inputs) -> None:
+        backbone.eval()  # before each step the Trainer puts the whole model into training
+
+    model.anyecg.requires_grad_(False)
+    model.anyecg.register_forward_pre_hook(stop_dropout)
+
+
 def build_trainer(
     model_args, extractor_args, data_args, augmentation, task_args, args, *, build_model: Callable = build_model
 ) -> tuple[AnyECGTrainer, Task]:
@@ -179,6 +200,8 @@ def build_trainer(
         start_head_at_probe(
             model.to(args.device), task, train, ECGCollator(extractor, window_seconds=data_args.window_seconds)
         )
+    if task_args.freeze_backbone:
+        freeze_backbone(model)
     scale = _target_scale(task, train)
     if scale is not None:
         train, held_out = standardised(train, *scale), standardised(held_out, *scale)
