@@ -176,6 +176,10 @@ def test_a_folded_scale_returns_targets_in_their_own_unit():
     torch.testing.assert_close(classifier(x), before * 15 + 60)
 
 
+def test_a_scale_is_folded_into_a_head_that_is_on_another_device():
+    fold_in_scale(torch.nn.Linear(4, 1, device="meta"), mean=np.float32([60.0]), std=np.float32([15.0]))
+
+
 def test_the_starting_bias_is_the_log_odds_within_limits():
     assert log_odds(np.array([0.5, 0.2])) == pytest.approx([0.0, np.log(0.25)])
     assert np.isfinite(log_odds(np.array([0.0, 1.0]))).all()

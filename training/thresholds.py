@@ -60,9 +60,9 @@ def fold_in_temperature(classifier: torch.nn.Linear, temperature: float) -> None
 @torch.no_grad()
 def fold_in_scale(classifier: torch.nn.Linear, *, mean: np.ndarray, std: np.ndarray) -> None:
     """Let a regression head that was trained on standardised targets return them in their own unit."""
-    std_tensor = torch.as_tensor(std, dtype=classifier.weight.dtype)
-    classifier.weight.mul_(std_tensor[:, None])
-    classifier.bias.mul_(std_tensor).add_(torch.as_tensor(mean, dtype=classifier.bias.dtype))
+    mean, std = (torch.as_tensor(each).to(classifier.bias) for each in (mean, std))
+    classifier.weight.mul_(std[:, None])
+    classifier.bias.mul_(std).add_(mean)
 
 
 def best_f1_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
