@@ -33,6 +33,7 @@ from anyecg_hf.simulate import simulate_record
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
 from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
 from training.checkpointing import write_json
+from training.corpora.simulated import list_simulated
 from training.data import DataArguments
 from training.inference import embed_records, predict_logits
 from training.kept_weights import BestWeights, WeightAverage
@@ -186,8 +187,6 @@ def test_the_fine_tuning_command_ends_with_labels_thresholds_and_an_extractor(cl
 
 
 def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifier, cache, tmp_path, monkeypatch):
-    from training.corpora.simulated import list_simulated
-
     monkeypatch.setenv("ANYECG_CACHE", str(cache))
     monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
     output = tmp_path / "results.json"
@@ -204,8 +203,6 @@ def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifi
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_linear_probe_scores_a_frozen_backbone(backbone, cache, tmp_path, monkeypatch, weights):
-    from training.corpora.simulated import list_simulated
-
     monkeypatch.setenv("ANYECG_CACHE", str(cache))
     monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
     output = tmp_path / "probe.json"
@@ -253,21 +250,35 @@ def test_a_finished_run_says_so_and_is_left_alone(classifier, backbone, cache, c
 
 
 @pytest.mark.parametrize(
-    ("task", "problem_type"), [("age", "regression"), ("sex", "single_label_classification"), ("rhythm", None)]
-)
+    ("task", "problem_type"),
+    [("age", "regression"), ("sex", "single_label_classification"), ("superclass_single", "single_label_classification"),
+     *((name, None) for name in ("superclass", "rhythm", "codes"))],
+)  # fmt: skip
 def test_other_tasks_train_and_save_their_labels(cache, tmp_path, task, problem_type):
-    folder = _finetune(tmp_path, cache, "--task", task, "--bf16", "True")
+    folder = _finetune(tmp_path, cache, "--task", task, "--bf16", "True", "--min_positives", "2")
     config = AutoConfig.from_pretrained(folder)
     assert config.problem_type == (problem_type or "multi_label_classification")
     if task == "age":  # in years, although it was trained on a standardised scale
         assert 20 < AutoModelForSequenceClassification.from_pretrained(folder).classifier.bias.item() < 90
 
 
+@pytest.mark.parametrize("options", [[], ["--freeze_backbone", "True"]])
+def test_the_age_in_the_pipelines_answer_is_years_and_misses_by_the_reported_error(cache, backbone, tmp_path, options):
+    options = ["--task", "age", "--init_from", str(backbone), "--learning_rate", "0.05", "--simulate", "36", *options]
+    folder = _finetune(tmp_path, cache, *options)
+    classify = pipeline("ecg-classification", model=str(folder))
+    held_out = [entry for entry in list_simulated(36) if entry.fold == 9]
+    (found,) = classify(held_out[0].read())
+    assert found["label"] == "age" and found["threshold"] is found["positive"] is None
+    missed = [abs(classify(entry.read())[0]["score"] - entry.age) for entry in held_out]
+    report = json.loads((folder / "results.json").read_text())["evaluation"]
+    assert np.mean(missed) == pytest.approx(report["mae"], abs=0.05) and report["mae"] < 40
+
+
 @pytest.fixture
 def snomed_records(monkeypatch):
     """Simulated records with codes as in the Challenge's headers: sinus rhythm alone or atrial fibrillation."""
     import training.data
-    from training.corpora.simulated import list_simulated
 
     def listed(num_records):
         entries = list_simulated(num_records)
