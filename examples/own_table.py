@@ -32,7 +32,7 @@ def main(arguments=None):
     parser.add_argument("--epochs", type=float, default=5)
     args = parser.parse_args(arguments)
     train, held_out = read_table(args.table)
-    names = ["value"] if args.kind == "value" else sorted(set().union(*(labels_of(row) for row in train)))
+    names = names_of(train, args.kind)
     targets = np.stack([target_of(row, names, args.kind) for row in train])
     mean, std = (targets.mean(axis=0), targets.std(axis=0)) if args.kind == "value" else (0, 1)
     targets = torch.as_tensor((targets - mean) / std, dtype=torch.long if args.kind == "one" else torch.float32)
@@ -62,12 +62,20 @@ def read_table(path):
     """Return the rows to train on and those held out, paths made whole; no patient is in both."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
+    if not rows or not {"path", "label"} <= set(rows[0]):
+        raise SystemExit(f"{path} has the columns {list(rows[0]) if rows else []}; needed are path and label.")
     patients = [row.get("patient") or row["path"] for row in rows]
     folds = folds_of(patients)
     parts = [], []
     for row, patient in zip(rows, patients):
         parts[folds[patient] not in TRAIN_FOLDS].append({**row, "path": path.parent / row["path"]})
     return parts
+
+
+def names_of(rows, kind):
+    if kind == "value":
+        return ["value"]
+    return sorted(set().union(*({row["label"]} if kind == "one" else labels_of(row) for row in rows)))
 
 
 def labels_of(row):

@@ -78,3 +78,15 @@ def test_what_it_tells_is_how_near_the_answers_are(own_table):
     values = [{"path": "a", "label": "1.9"}, {"path": "b", "label": "0.8"}]
     assert own_table.tell(classify, values, "value").endswith("values missed by 0.5 on average")
     assert np.allclose(own_table.target_of({"label": "x;z"}, ["x", "y", "z"], "several"), [1, 0, 1])
+
+
+def test_labels_of_a_table_are_taken_apart_only_where_there_may_be_several(own_table):
+    rows = [{"label": "b;a"}, {"label": "a"}, {"label": ""}]
+    assert own_table.names_of(rows, "several") == ["a", "b"] and own_table.names_of(rows, "value") == ["value"]
+    assert own_table.names_of(rows[:2], "one") == ["a", "b;a"]
+
+
+def test_a_table_without_labels_is_told_what_it_needs(own_table, tmp_path):
+    (tmp_path / "table.csv").write_text("path,diagnosis\nr0.hea,x\n")
+    with pytest.raises(SystemExit, match="columns .*diagnosis.*; needed are path and label"):
+        own_table.main([str(tmp_path / "table.csv")])
