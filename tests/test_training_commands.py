@@ -201,15 +201,31 @@ def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifi
     assert report["labels"]["NORM"]["positives"] > 0
 
 
-@pytest.mark.parametrize("weights", ["trained", "random"])
-def test_a_linear_probe_scores_a_frozen_backbone(backbone, cache, tmp_path, monkeypatch, weights):
+@pytest.mark.parametrize(("weights", "task", "figure"), [
+    ("trained", "statements", "macro_auroc"), ("random", "statements", "macro_auroc"), ("trained", "age", "mae"),
+    ("trained", "sex", "macro_auroc"),
+])  # fmt: skip
+def test_a_linear_probe_scores_a_frozen_backbone(backbone, cache, tmp_path, monkeypatch, weights, task, figure):
     monkeypatch.setenv("ANYECG_CACHE", str(cache))
     monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
     output = tmp_path / "probe.json"
     training.evaluate.main(
-        ["--checkpoint", str(backbone), "--data", str(tmp_path), "--probe", weights, "--output", str(output)]
+        [
+            "--checkpoint",
+            str(backbone),
+            "--data",
+            str(tmp_path),
+            "--probe",
+            weights,
+            "--task",
+            task,
+            "--output",
+            str(output),
+        ]
     )
-    assert json.loads(output.read_text())["num_train"] == 16
+    report = json.loads(output.read_text())
+    assert report["num_train"] == 16 and report[figure] > 0
+    assert task != "age" or report["mae"] < 40  # years
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -825,8 +841,18 @@ def test_a_network_that_is_not_divided_cannot_be_frozen():
         training.finetune.freeze_backbone(torch.nn.Linear(2, 2))
 
 
-def test_a_head_start_that_is_unknown_or_not_for_the_task_is_refused(backbone, cache, tmp_path):
+def test_the_head_of_a_value_can_start_as_a_linear_regression_on_the_scale_that_it_is_trained_on(
+    backbone, cache, tmp_path
+):
+    options = ["--init_from", str(backbone), "--head_start", "probe", "--task", "age"]
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, *options)
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    targets = trainer.train_dataset.targets
+    assert abs(targets.mean()) < 1e-5 and targets.std() == pytest.approx(1, abs=1e-5)
+    told = predict_logits(trainer.model, trainer.train_dataset, trainer.data_collator)
+    assert abs(told.mean()) < 1e-3 and ((told - targets) ** 2).mean() < 1  # better than the mean
+
+
+def test_an_unknown_head_start_is_refused(cache, tmp_path):
     with pytest.raises(ValueError, match="--head_start 'best' is unknown"):
         _finetune(tmp_path, cache, "--head_start", "best")
-    with pytest.raises(ValueError, match="several labels at once; age"):
-        _finetune(tmp_path, cache, "--init_from", str(backbone), "--head_start", "probe", "--task", "age")

@@ -14,7 +14,6 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from anyecg_hf.modeling_anyecg import AnyECGModel
@@ -33,7 +32,7 @@ from .metrics import (
     superclass_metrics,
     task_metrics,
 )
-from .probe import LinearProbe
+from .probe import fit_probe
 from .splits import TRAIN_FOLDS, spread_order
 
 logger = logging.getLogger(__name__)
@@ -88,9 +87,8 @@ def classifier_report(
 def linear_probe(
     train: ECGDataset, held_out: ECGDataset, backbone: AnyECGModel, collator: ECGCollator, task: Task
 ) -> dict:
-    """Return figures of logistic regressions, one a label, on the frozen mean-pooled states of `backbone`."""
-    targets = train.targets if task.problem_type == MULTI else np.eye(len(task.names))[train.targets.astype(int)]
-    probe = LinearProbe(embed_records(backbone, train, collator), targets)
+    """Return figures of one regression a label, logistic or of a value linear, on the frozen mean-pooled states of `backbone`."""
+    probe = fit_probe(embed_records(backbone, train, collator), train.targets, task)
     logits = probe.logits(embed_records(backbone, held_out, collator))
     return {
         "num_train": len(train),

@@ -32,7 +32,7 @@ from .ecg_metrics.classification_metrics import challenge_score, expected_calibr
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
 from .metrics import best_metric_of, challenge_weights, probabilities_of, task_metrics
-from .probe import LinearProbe
+from .probe import LinearProbe, fit_probe
 from .run_inputs import digest_inputs
 from .runs import describe_end, finish, is_finished, records_seen, run_training
 from .splits import spread_order
@@ -64,8 +64,8 @@ class TaskArguments:
     head_start: str = field(
         default="frequencies",
         metadata={
-            "help": "frequencies: bias at the log odds of each label; probe: also weights, those of logistic regressions on "
-            "the records to train on, as the backbone is before the first step"
+            "help": "frequencies: bias at the log odds of each label; probe: also weights, those of logistic regressions (of a "
+            "value, of a linear one) on the records to train on, as the backbone is before the first step"
         },
     )
     freeze_backbone: bool = field(
@@ -130,22 +130,21 @@ def start_head_at_probe(
 
     The first process fits it for all, which must all come here: another GPU's rounding may choose another penalty.
 
-    Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
+    Args:
+        train: with targets as they are trained on: those of a regression standardised.
 
-    Raises:
-        ValueError: the task is not one of several labels at once.
+    Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
     """
-    if task.problem_type != MULTI:
-        raise ValueError(
-            f"--head_start probe is for tasks of several labels at once; {task.name} is {task.problem_type}."
-        )
-    probe = broadcast_object_list([_fit_probe(model, train, collator) if PartialState().is_main_process else None])[0]
+    is_first = PartialState().is_main_process
+    probe = broadcast_object_list([_fit_probe(model, task, train, collator) if is_first else None])[0]
     with torch.no_grad():
         model.classifier.weight.copy_(torch.as_tensor(probe.weight))
         model.classifier.bias.copy_(torch.as_tensor(probe.bias))
 
 
-def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collator: ECGCollator) -> LinearProbe:
+def _fit_probe(
+    model: AnyECGForSequenceClassification, task: Task, train: ECGDataset, collator: ECGCollator
+) -> LinearProbe:
     patients = train.column("patient_id")
     train = train.take(
         sorted(range(len(train)), key=lambda index: spread_order(patients[index]))
@@ -153,7 +152,7 @@ def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collat
     classifier, model.classifier = model.classifier, torch.nn.Identity()
     features = predict_logits(model, train, collator)  # what the head will see
     model.classifier = classifier
-    return LinearProbe(features, train.targets)
+    return fit_probe(features, train.targets, task)
 
 
 def freeze_backbone(model: PreTrainedModel) -> None:
@@ -196,15 +195,15 @@ def build_trainer(
     inputs = digest_inputs(train, held_out, init_from=model_args.init_from)
     set_seed(args.seed)
     model = build_model(model_args, task, train.targets)
+    scale = _target_scale(task, train)
+    if scale is not None:
+        train, held_out = standardised(train, *scale), standardised(held_out, *scale)
     if task_args.head_start == "probe" and not checkpoints_in(args.output_dir):
         start_head_at_probe(
             model.to(args.device), task, train, ECGCollator(extractor, window_seconds=data_args.window_seconds)
         )
     if task_args.freeze_backbone:
         freeze_backbone(model)
-    scale = _target_scale(task, train)
-    if scale is not None:
-        train, held_out = standardised(train, *scale), standardised(held_out, *scale)
     if args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = best_metric_of(task)
     trainer = AnyECGTrainer(
