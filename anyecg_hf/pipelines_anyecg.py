@@ -24,6 +24,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .checkpoint_code import InstalledPipelines, pipelines_in_config
 from .configuration_anyecg import AnyECGConfig
+from .feature_extraction_anyecg import NothingUsableError
 from .leads import LEAD_IDS, derivable, fill_limb_leads, resolve_lead_names
 from .quality_report import quality_report, warn_of_masks
 from .record_input import as_list_of_records
@@ -132,16 +133,19 @@ class ECGPipeline(Pipeline):
         items, start_seconds = self.feature_extractor.windows(
             record, lead_aliases=lead_aliases, return_quality=True, **given
         )
-        duration = _duration_seconds(record, given.get("sampling_rate"))
-        name = _field(record, "record_name")
+        return self._described(record, items, start_seconds, given.get("sampling_rate"))
+
+    def _described(self, record, items, start_seconds, sampling_rate):
+        """Return the windows of a record with its name and the report on its quality."""
         report = quality_report(
             items,
             start_seconds,
             patch_seconds=self.feature_extractor.patch_size / self.feature_extractor.sampling_rate,
-            duration_seconds=duration,
+            duration_seconds=_duration_seconds(record, sampling_rate),
             model_leads=self.feature_extractor.lead_names,
             notes=[*getattr(record, "warnings", ()), *_notes_on_restored(record)],
         )
+        name = _field(record, "record_name")
         return {"items": items, "start_seconds": start_seconds, "record_name": name, "quality": report}
 
     def _forward(self, prepared, *, windows_per_batch=32, **options):
@@ -202,7 +206,9 @@ class ECGClassificationPipeline(ECGPipeline):
         merge (`str`): how the scores of a long record's windows become one: "mean" (default) of the scores, or their
             "max", for what is there at times only. Windows without a usable patch are left out.
         thresholds (`float`, list in the order of `id2label`, or `dict` of some labels): instead of `config.thresholds`.
-        return_quality (`bool`): give a dict of `findings`, `quality` (see `quality_report`) and `record_name`.
+        return_quality (`bool`): give a dict of `answer`, `findings`, `quality` (see `quality_report`) and `record_name`.
+            `answer` is "findings"; "no finding", where no label is positive; or "signal unusable", where every patch of the
+            record is missing or flat, with `findings` empty: without `return_quality` that is an error.
 
     Returns:
         list of dicts, highest score first: `label`; `score`; `threshold` from which it counts as positive (multi
@@ -225,7 +231,21 @@ class ECGClassificationPipeline(ECGPipeline):
         _refuse_count(given, "top_k")
         if given.get("thresholds") is not None:
             self._refuse_thresholds(given["thresholds"])
-        return super()._sanitize_parameters(**given)
+        stages = super()._sanitize_parameters(**given)
+        if "return_quality" in given:  # there is room then for an answer in place of an error
+            stages[_PREPROCESS]["return_quality"] = given["return_quality"]
+        return stages
+
+    def preprocess(self, record, *, return_quality=False, **given):
+        """Return the windows of one record and what is known about it; no windows of one with nothing usable, if asked."""
+        record = read_any(record)
+        try:
+            return super().preprocess(record, **given)
+        except NothingUsableError as error:
+            if not return_quality:
+                raise
+            unusable = self._described(record, error.items, error.start_seconds, given.get("sampling_rate"))
+            return {**unusable, "items": [], "quality": {**unusable["quality"], "num_windows": 0}}
 
     def _run(self, items):
         logits = self.model(**self._model_inputs(items)).logits
@@ -235,20 +255,27 @@ class ECGClassificationPipeline(ECGPipeline):
         self, record, *, top_k=None, function_to_apply=None, merge="mean", thresholds=None, return_quality=False
     ):
         """Return the findings of one record from the logits of its windows."""
+        findings = self._findings(record["windows"], function_to_apply, merge, thresholds) if record["windows"] else []
+        warn_of_masks(record["quality"], record["record_name"])
+        if not return_quality:
+            return findings[:top_k]
+        is_without = all(finding["positive"] is False for finding in findings)
+        answer = "signal unusable" if not findings else "no finding" if is_without else "findings"
+        kept = {name: record[name] for name in ("quality", "record_name")}
+        return {"answer": answer, "findings": findings[:top_k], **kept}
+
+    def _findings(self, windows, function_to_apply, merge, thresholds):
+        """Return one finding a label, highest score first."""
         function = function_to_apply or self._default_function()
-        logits = np.stack(record["windows"])  # (windows, labels)
+        logits = np.stack(windows)  # (windows, labels)
         scores = {"sigmoid": expit, "softmax": lambda x: softmax(x, axis=-1), "none": np.asarray}[function](logits)
         scores = scores.mean(axis=0) if merge == "mean" else scores.max(axis=0)
         thresholds, positive = self._decide(scores, function, thresholds)
         labels = self.model.config.id2label
-        findings = [
+        return [
             {"label": labels[i], "score": float(scores[i]), "threshold": thresholds[i], "positive": positive[i]}
-            for i in np.argsort(-scores, kind="stable")[:top_k]
+            for i in np.argsort(-scores, kind="stable")
         ]
-        warn_of_masks(record["quality"], record["record_name"])
-        if return_quality:
-            return {"findings": findings, "quality": record["quality"], "record_name": record["record_name"]}
-        return findings
 
     def _default_function(self):
         """Return the function that belongs to `config.problem_type`; an error where that is not stored."""

@@ -2,6 +2,8 @@
 
 import io
 import pickle
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from training.data import (
     DataArguments,
     ECGDataset,
     EpochSampler,
+    _keep_patients,
     list_sources,
     load_folds,
     load_splits,
@@ -284,6 +287,14 @@ def test_a_fraction_of_the_training_patients_is_the_same_for_every_seed(tmp_path
     args = DataArguments(simulate=18, train_fraction=0.25, cache_dir=str(tmp_path), num_proc=1)
     train, held_out = load_splits(args, extractor, seed=0)
     assert len(train) == 4 and len(held_out) == 2
+
+
+def test_a_fraction_takes_whole_patients_and_a_smaller_one_some_of_those_of_a_larger_one():
+    patients = [f"p{number // 3}" for number in range(3000)]
+    records = ECGDataset([(SimpleNamespace(columns={"patient_id": patients}), row) for row in range(3000)])
+    tenth, hundredth = (_keep_patients(records, fraction).column("patient_id") for fraction in (0.1, 0.01))
+    assert (len(tenth), len(hundredth)) == (300, 30) and set(hundredth) < set(tenth)
+    assert set(Counter(tenth).values()) == {3}
 
 
 def test_without_data_the_command_is_told_what_to_pass(extractor):

@@ -261,6 +261,46 @@ def test_windows_without_a_usable_patch_are_left_out_and_named(classify):
     )
 
 
+def _unusable(duration_seconds=10):
+    """A record of two leads: one without any value, one that is flat."""
+    record = simulate_record(3, duration_seconds=duration_seconds, lead_names=["I", "V2"])
+    record.signal[0], record.signal[1], record.record_name = np.nan, 0.5, "empty"
+    return record
+
+
+@pytest.mark.parametrize("duration_seconds", [10, 23])
+def test_an_unusable_signal_is_an_answer_where_there_is_room_for_it_and_else_an_error(
+    classify, record, duration_seconds
+):
+    unusable = _unusable(duration_seconds)
+    first, second = classify([unusable, record], return_quality=True, batch_size=2)
+    assert first["answer"] == "signal unusable" and first["findings"] == [] and first["record_name"] == "empty"
+    quality = first["quality"]
+    assert (quality["usable_share"], quality["is_acceptable"], quality["num_windows"]) == (0, False, 0)
+    stretches = {(each["lead"], each["reason"], each["end_seconds"]) for each in quality["masked"]}
+    assert {("I", "missing", duration_seconds), ("V2", "flat", duration_seconds)} <= stretches
+    assert second["findings"] == classify(record)
+    with pytest.raises(ValueError, match='"empty": nothing usable'):
+        classify(unusable)
+    with pytest.raises(ValueError, match='"empty": nothing usable'):
+        make_pipe("ecg-feature-extraction")(unusable, return_quality=True)
+
+
+def test_no_finding_is_an_answer_whatever_of_the_labels_is_asked_for(classify, record):
+    ranked = [finding["label"] for finding in classify(record)]
+    for thresholds, answer in ((1.0, "no finding"), ({**dict.fromkeys(ranked, 1.0), ranked[-1]: 0.0}, "findings")):
+        result = classify(record, thresholds=thresholds, top_k=1, return_quality=True)
+        assert result["answer"] == answer and len(result["findings"]) == 1
+        assert not result["findings"][0]["positive"]
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "regression"])
+def test_one_of_several_labels_and_a_value_are_findings_of_any_usable_record(record, problem_type):
+    pipe = make_pipe("ecg-classification", tiny_model(problem_type=problem_type))
+    assert pipe(record, return_quality=True)["answer"] == "findings"
+    assert pipe(_unusable(), return_quality=True)["answer"] == "signal unusable"
+
+
 # ---- quality -------------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from transformers import pipeline
 
 from anyecg_hf.simulate import simulate_record
 
@@ -34,17 +35,30 @@ def readers_folder(tmp_path, monkeypatch):
         fmt=["16"] * len(record.lead_names),
         write_dir=str(tmp_path),
     )
+    (tmp_path / "my_table.csv").write_text("path,label\nmy_record,normal\nmy_record.hea,abnormal\n")
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("block", _blocks("python"), ids=lambda block: block.strip().splitlines()[-1].strip()[:30])
+@pytest.mark.parametrize(
+    "block",
+    [each for each in _blocks("python") if "my_table.csv" not in each],
+    ids=lambda block: block.strip().splitlines()[-1].strip()[:30],
+)
 def test_python_block_of_the_readme_runs_by_itself(readers_folder, block):
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
 
 
 def test_the_first_prediction_takes_at_most_ten_lines():
     assert len([line for line in _blocks("python")[0].splitlines() if line.strip()]) <= 10
+
+
+def test_ones_own_table_takes_under_twenty_lines_and_ends_as_a_classifier(readers_folder):
+    (block,) = (block for block in _blocks("python") if "my_table.csv" in block)
+    assert len([line for line in block.splitlines() if line.strip()]) < 20
+    exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+    findings = pipeline("ecg-classification", model="my-classifier")("my_record")
+    assert {finding["label"] for finding in findings} == {"normal", "abnormal"}
 
 
 def test_make_targets_of_the_readme_exist():

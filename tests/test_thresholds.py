@@ -1,4 +1,6 @@
-"""training/thresholds.py: temperature, thresholds by F1 and Youden's J, starting bias."""
+"""training/thresholds.py: temperature, thresholds by F1, Youden's J and the Challenge score, starting bias."""
+
+import time
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from training.labels import MULTI, REGRESSION, SINGLE
+from training.ecg_metrics.classification_metrics import ChallengeWeights, challenge_score, load_challenge_weights
+from training.labels import LABEL_MAPS, MULTI, REGRESSION, SINGLE, build_task
 from training.thresholds import (
     BEST_THRESHOLD,
     best_f1_threshold,
     best_youden_threshold,
     choose_thresholds,
+    climb_challenge_score,
     fit_temperature,
     fold_in_scale,
     fold_in_temperature,
@@ -80,6 +84,64 @@ def test_without_any_positive_every_threshold_is_one_half():
     assert choose_thresholds(np.zeros((5, 2)), np.random.default_rng(0).random((5, 2)))[0] == [0.5, 0.5]
 
 
+def _score_by_loops(targets, given, weights):
+    """The Challenge's score, written out record by record as its text has it."""
+
+    def credit(outputs):
+        total = 0.0
+        for true, out in zip(targets, outputs, strict=True):
+            either = max(1, sum(1 for a, b in zip(true, out, strict=True) if a or b))
+            for j in range(len(true)):
+                for k in range(len(true)):
+                    total += weights.matrix[j, k] / either if true[j] and out[k] else 0.0
+        return total
+
+    inactive = [[k == weights.normal for k in range(len(row))] for row in targets]
+    return (credit(given) - credit(inactive)) / (credit(targets) - credit(inactive))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), num=st.integers(2, 10), num_levels=st.integers(2, 8))
+def test_no_other_threshold_of_one_label_gives_a_higher_challenge_score(seed, num, num_levels):
+    generator = np.random.default_rng(seed)
+    targets = (generator.random((num, 3)) < 0.4).astype(int)
+    targets[0] = 1, 0, 1  # not all are sinus rhythm alone: the score exists
+    probabilities = generator.integers(1, num_levels + 1, (num, 3)) / num_levels  # with ties, and 1
+    weights = ChallengeWeights(np.maximum(generator.random((3, 3)).round(1), np.eye(3)), normal=1)
+    start, may_move = generator.random(3).round(2).tolist(), [True, True, bool(seed % 2)]
+    found = climb_challenge_score(targets, probabilities, start, may_move=may_move, weights=weights)
+    reached = _score_by_loops(targets, probabilities >= found, weights)
+    assert reached >= _score_by_loops(targets, probabilities >= start, weights) - 1e-9
+    for label in range(3):
+        if not may_move[label]:
+            assert found[label] == start[label]
+            continue
+        for threshold in [*probabilities[:, label], 0.0, 0.999999]:
+            others = [*found[:label], threshold, *found[label + 1 :]]
+            assert _score_by_loops(targets, probabilities >= others, weights) <= reached + 1e-9
+
+
+def test_the_challenge_score_of_24_classes_is_climbed_in_seconds():
+    names = build_task("challenge").names
+    weights = load_challenge_weights(LABEL_MAPS / "challenge_weights.csv", names)
+    generator = np.random.default_rng(0)
+    logits = generator.normal(-3, 2, (2183, 24))
+    targets = (generator.random(logits.shape) < expit(logits)).astype(float)
+    thresholds, is_own = choose_thresholds(targets, expit(logits))
+    began = time.process_time()
+    found = climb_challenge_score(targets, expit(logits), thresholds, may_move=is_own, weights=weights)
+    assert time.process_time() - began < 10
+    before, after = (challenge_score(targets, expit(logits) >= each, weights) for each in (thresholds, found))
+    assert after > before and all(threshold == round(threshold, 6) for threshold in found)
+
+
+def test_a_label_that_only_costs_is_never_given_out():
+    weights = ChallengeWeights(np.array([[1.0, -1.0], [0.0, 1.0]]), normal=1)
+    targets, probabilities = np.array([[1, 0]] * 4), np.full((4, 2), 0.8)
+    found = climb_challenge_score(targets, probabilities, [0.5, 0.5], may_move=[True, True], weights=weights)
+    assert 0.8 >= found[0] and 0.8 < found[1] <= 1
+
+
 def test_the_temperature_undoes_overconfidence():
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 1.5, (4000, 5))
@@ -112,6 +174,10 @@ def test_a_folded_scale_returns_targets_in_their_own_unit():
     before = classifier(x)
     fold_in_scale(classifier, mean=np.float32([60.0]), std=np.float32([15.0]))
     torch.testing.assert_close(classifier(x), before * 15 + 60)
+
+
+def test_a_scale_is_folded_into_a_head_that_is_on_another_device():
+    fold_in_scale(torch.nn.Linear(4, 1, device="meta"), mean=np.float32([60.0]), std=np.float32([15.0]))
 
 
 def test_the_starting_bias_is_the_log_odds_within_limits():

@@ -33,11 +33,14 @@ from anyecg_hf.simulate import simulate_record
 from tokenization.codebook_health import codebook_report, explained_variance, kmeans_report, perplexity_of
 from training.arguments import AnyECGTrainingArguments, ModelArguments, parse_recipe
 from training.checkpointing import write_json
+from training.corpora.simulated import list_simulated
 from training.data import DataArguments
 from training.inference import embed_records, predict_logits
 from training.kept_weights import BestWeights, WeightAverage
 from training.labels import build_task
+from training.metrics import task_metrics
 from training.probe import STRENGTHS
+from training.thresholds import choose_thresholds
 from training.trainer import AnyECGTrainer, NonFiniteError, layer_of
 
 RECIPES = Path(training.finetune.__file__).parent / "recipes"
@@ -184,8 +187,6 @@ def test_the_fine_tuning_command_ends_with_labels_thresholds_and_an_extractor(cl
 
 
 def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifier, cache, tmp_path, monkeypatch):
-    from training.corpora.simulated import list_simulated
-
     monkeypatch.setenv("ANYECG_CACHE", str(cache))
     monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
     output = tmp_path / "results.json"
@@ -200,17 +201,31 @@ def test_evaluation_of_the_saved_folder_repeats_the_figures_of_training(classifi
     assert report["labels"]["NORM"]["positives"] > 0
 
 
-@pytest.mark.parametrize("weights", ["trained", "random"])
-def test_a_linear_probe_scores_a_frozen_backbone(backbone, cache, tmp_path, monkeypatch, weights):
-    from training.corpora.simulated import list_simulated
-
+@pytest.mark.parametrize(("weights", "task", "figure"), [
+    ("trained", "statements", "macro_auroc"), ("random", "statements", "macro_auroc"), ("trained", "age", "mae"),
+    ("trained", "sex", "macro_auroc"),
+])  # fmt: skip
+def test_a_linear_probe_scores_a_frozen_backbone(backbone, cache, tmp_path, monkeypatch, weights, task, figure):
     monkeypatch.setenv("ANYECG_CACHE", str(cache))
     monkeypatch.setattr("training.data.list_records", lambda folder: list_simulated(18))
     output = tmp_path / "probe.json"
     training.evaluate.main(
-        ["--checkpoint", str(backbone), "--data", str(tmp_path), "--probe", weights, "--output", str(output)]
+        [
+            "--checkpoint",
+            str(backbone),
+            "--data",
+            str(tmp_path),
+            "--probe",
+            weights,
+            "--task",
+            task,
+            "--output",
+            str(output),
+        ]
     )
-    assert json.loads(output.read_text())["num_train"] == 16
+    report = json.loads(output.read_text())
+    assert report["num_train"] == 16 and report[figure] > 0
+    assert task != "age" or report["mae"] < 40  # years
 
 
 @pytest.mark.parametrize("steps", [2, 4])
@@ -251,21 +266,35 @@ def test_a_finished_run_says_so_and_is_left_alone(classifier, backbone, cache, c
 
 
 @pytest.mark.parametrize(
-    ("task", "problem_type"), [("age", "regression"), ("sex", "single_label_classification"), ("rhythm", None)]
-)
+    ("task", "problem_type"),
+    [("age", "regression"), ("sex", "single_label_classification"), ("superclass_single", "single_label_classification"),
+     *((name, None) for name in ("superclass", "rhythm", "codes"))],
+)  # fmt: skip
 def test_other_tasks_train_and_save_their_labels(cache, tmp_path, task, problem_type):
-    folder = _finetune(tmp_path, cache, "--task", task, "--bf16", "True")
+    folder = _finetune(tmp_path, cache, "--task", task, "--bf16", "True", "--min_positives", "2")
     config = AutoConfig.from_pretrained(folder)
     assert config.problem_type == (problem_type or "multi_label_classification")
     if task == "age":  # in years, although it was trained on a standardised scale
         assert 20 < AutoModelForSequenceClassification.from_pretrained(folder).classifier.bias.item() < 90
 
 
+@pytest.mark.parametrize("options", [[], ["--freeze_backbone", "True"]])
+def test_the_age_in_the_pipelines_answer_is_years_and_misses_by_the_reported_error(cache, backbone, tmp_path, options):
+    options = ["--task", "age", "--init_from", str(backbone), "--learning_rate", "0.05", "--simulate", "36", *options]
+    folder = _finetune(tmp_path, cache, *options)
+    classify = pipeline("ecg-classification", model=str(folder))
+    held_out = [entry for entry in list_simulated(36) if entry.fold == 9]
+    (found,) = classify(held_out[0].read())
+    assert found["label"] == "age" and found["threshold"] is found["positive"] is None
+    missed = [abs(classify(entry.read())[0]["score"] - entry.age) for entry in held_out]
+    report = json.loads((folder / "results.json").read_text())["evaluation"]
+    assert np.mean(missed) == pytest.approx(report["mae"], abs=0.05) and report["mae"] < 40
+
+
 @pytest.fixture
 def snomed_records(monkeypatch):
     """Simulated records with codes as in the Challenge's headers: sinus rhythm alone or atrial fibrillation."""
     import training.data
-    from training.corpora.simulated import list_simulated
 
     def listed(num_records):
         entries = list_simulated(num_records)
@@ -296,6 +325,34 @@ def test_telling_normal_from_abnormal_records_trains_and_no_finding_is_an_answer
         report["brier"] == pytest.approx(results["evaluation"]["brier"])
         and report["labels"]["abnormal"]["positives"] == 2
     )
+
+
+def test_the_challenge_task_trains_and_thresholds_for_its_score_are_what_the_pipeline_uses(
+    snomed_records, cache, tmp_path
+):
+    folder = _finetune(tmp_path / "classifier", cache, "--task", "challenge", "--simulate", "36")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["evaluation"]["challenge_score"] >= results["calibration"]["challenge_score_by_f1"]
+    findings = pipeline("ecg-classification", model=str(folder))(simulate_record(seed=1))
+    config = AutoConfig.from_pretrained(folder)
+    assert {each["label"]: each["threshold"] for each in findings} == dict(zip(config.label2id, config.thresholds))
+
+
+def test_challenge_thresholds_are_moved_for_labels_with_positives_enough_and_raise_the_score():
+    task, generator = build_task("challenge"), np.random.default_rng(0)
+    logits = generator.normal(-1, 2, (300, 24))
+    targets = (generator.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    targets[9:, 3] = 0  # too few for a threshold of its own
+    model = SimpleNamespace(config=SimpleNamespace(thresholds=None))
+    facts = training.finetune._set_thresholds(model, task, targets, logits)
+    by_f1, _ = choose_thresholds(targets, 1 / (1 + np.exp(-logits)))
+    assert facts["labels_with_pooled_threshold"] == [task.names[3]]
+    assert model.config.thresholds[3] == by_f1[3] and model.config.thresholds != by_f1
+    scores = [
+        task_metrics(task, logits, targets, thresholds=each)["challenge_score"]
+        for each in (by_f1, model.config.thresholds)
+    ]
+    assert scores[0] == pytest.approx(facts["challenge_score_by_f1"]) and scores[1] > scores[0]
 
 
 def test_a_task_whose_records_are_all_negative_trains_and_says_that_nothing_can_be_scored(cache, tmp_path):
@@ -751,8 +808,51 @@ def test_the_probe_that_a_head_starts_from_is_that_of_the_first_process(backbone
     assert (head.weight == 0.25).all() and head.bias.tolist() == list(range(71))
 
 
-def test_a_head_start_that_is_unknown_or_not_for_the_task_is_refused(backbone, cache, tmp_path):
+def test_a_frozen_backbone_keeps_its_weights_and_only_the_head_has_gradients_and_optimizer_state(
+    backbone, cache, tmp_path
+):
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, "--init_from", str(backbone), "--freeze_backbone", "True")
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    trainer.train()
+    trained = {name for name, value in trainer.model.named_parameters() if value in trainer.optimizer.state}
+    assert trained == {"pooled_norm.weight", "pooled_norm.bias", "classifier.weight", "classifier.bias"}
+    assert {name for name, value in trainer.model.named_parameters() if value.requires_grad} == trained
+    start = AnyECGModel.from_pretrained(backbone).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in trainer.model.anyecg.state_dict().items())
+    batch = {name: value for name, value in next(iter(trainer.get_train_dataloader())).items() if name != "labels"}
+    first, second = (trainer.model.train()(**batch).logits for _ in range(2))
+    assert torch.equal(first, second)  # no dropout, of which the recipe has 0.1
+
+
+@pytest.mark.parametrize("options", [[], ["--layer_decay", "0.5", "--weight_average_decay", "0.9"]])
+def test_a_frozen_run_killed_in_mid_epoch_ends_bit_equal_with_only_its_head_trained(backbone, cache, tmp_path, options):
+    options = ["--init_from", str(backbone), "--freeze_backbone", "True", *options]
+    whole = _finetune(tmp_path / "whole", cache, *options)
+    shutil.copytree(whole, tmp_path / "killed")
+    _rewind(tmp_path / "killed", 2)
+    assert _weights(_finetune(tmp_path / "killed", cache, *options)) == _weights(whole)
+    start, end = (load_file(Path(folder) / "model.safetensors") for folder in (backbone, whole))
+    kept = [name for name in end if name.startswith("anyecg.")]
+    assert kept and all(torch.equal(end[name], start[name]) for name in kept)
+
+
+def test_a_network_that_is_not_divided_cannot_be_frozen():
+    with pytest.raises(ValueError, match="a Linear is not divided into backbone and head"):
+        training.finetune.freeze_backbone(torch.nn.Linear(2, 2))
+
+
+def test_the_head_of_a_value_can_start_as_a_linear_regression_on_the_scale_that_it_is_trained_on(
+    backbone, cache, tmp_path
+):
+    options = ["--init_from", str(backbone), "--head_start", "probe", "--task", "age"]
+    argv = _argv("smoke_finetune.yaml", tmp_path, cache, *options)
+    trainer, _ = training.finetune.build_trainer(*parse_recipe(argv, training.finetune.ARGUMENTS))
+    targets = trainer.train_dataset.targets
+    assert abs(targets.mean()) < 1e-5 and targets.std() == pytest.approx(1, abs=1e-5)
+    told = predict_logits(trainer.model, trainer.train_dataset, trainer.data_collator)
+    assert abs(told.mean()) < 1e-3 and ((told - targets) ** 2).mean() < 1  # better than the mean
+
+
+def test_an_unknown_head_start_is_refused(cache, tmp_path):
     with pytest.raises(ValueError, match="--head_start 'best' is unknown"):
         _finetune(tmp_path, cache, "--head_start", "best")
-    with pytest.raises(ValueError, match="several labels at once; age"):
-        _finetune(tmp_path, cache, "--init_from", str(backbone), "--head_start", "probe", "--task", "age")

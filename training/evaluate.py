@@ -19,7 +19,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from anyecg_hf.leads import LEAD_IDS, resolve_lead_names
@@ -34,7 +33,7 @@ from .inference import embed_records, predict_logits
 from .labels import FIXED_TASKS, MULTI, SINGLE, Task, build_choice_task, build_task
 from .lead_subsets import LEAD_SUBSETS
 from .metrics import task_metrics
-from .probe import LinearProbe
+from .probe import fit_probe
 from .splits import SPLIT_OF_FOLD, TRAIN_FOLDS, VALIDATION_FOLDS, spread_order
 
 logger = logging.getLogger(__name__)
@@ -120,9 +119,8 @@ def _by_leads(model, records: ECGDataset, collator: ECGCollator, predictions: Pr
 def linear_probe(
     train: ECGDataset, held_out: ECGDataset, backbone: AnyECGModel, collator: ECGCollator, task: Task
 ) -> dict:
-    """Return figures of logistic regressions, one a label, on the frozen mean-pooled states of `backbone`."""
-    targets = train.targets if task.problem_type == MULTI else np.eye(len(task.names))[train.targets.astype(int)]
-    probe = LinearProbe(embed_records(backbone, train, collator), targets)
+    """Return figures of one regression a label, logistic or of a value linear, on the frozen mean-pooled states of `backbone`."""
+    probe = fit_probe(embed_records(backbone, train, collator), train.targets, task)
     logits = probe.logits(embed_records(backbone, held_out, collator))
     return {
         "num_train": len(train),

@@ -28,15 +28,23 @@ from .checkpointing import checkpoints_in, load_extractor
 from .collate import AugmentationArguments, ECGCollator
 from .commands import run_command
 from .data import DataArguments, ECGDataset, load_splits, with_task
-from .ecg_metrics.classification_metrics import expected_calibration_error
+from .ecg_metrics.classification_metrics import challenge_score, expected_calibration_error
 from .inference import predict_logits
 from .labels import MULTI, REGRESSION, SINGLE, Task, build_task
-from .metrics import best_metric_of, probabilities_of, task_metrics
-from .probe import LinearProbe
+from .metrics import best_metric_of, challenge_weights, probabilities_of, task_metrics
+from .probe import LinearProbe, fit_probe
 from .run_inputs import digest_inputs
 from .runs import describe_end, finish, is_finished, records_seen, run_training
 from .splits import spread_order
-from .thresholds import BEST_THRESHOLD, choose_thresholds, fit_temperature, fold_in_scale, fold_in_temperature, log_odds
+from .thresholds import (
+    BEST_THRESHOLD,
+    choose_thresholds,
+    climb_challenge_score,
+    fit_temperature,
+    fold_in_scale,
+    fold_in_temperature,
+    log_odds,
+)
 from .trainer import AnyECGTrainer
 
 logger = logging.getLogger(__name__)
@@ -56,9 +64,12 @@ class TaskArguments:
     head_start: str = field(
         default="frequencies",
         metadata={
-            "help": "frequencies: bias at the log odds of each label; probe: also weights, those of logistic regressions on "
-            "the records to train on, as the backbone is before the first step"
+            "help": "frequencies: bias at the log odds of each label; probe: also weights, those of logistic regressions (of a "
+            "value, of a linear one) on the records to train on, as the backbone is before the first step"
         },
+    )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "train the head only, the norm and linear layer on the mean of the states"}
     )
     min_positives: int = field(default=20, metadata={"help": "for --task codes: training records that a label needs"})
 
@@ -119,22 +130,21 @@ def start_head_at_probe(
 
     The first process fits it for all, which must all come here: another GPU's rounding may choose another penalty.
 
-    Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
+    Args:
+        train: with targets as they are trained on: those of a regression standardised.
 
-    Raises:
-        ValueError: the task is not one of several labels at once.
+    Source: Kumar et al. 2022 (arXiv 2202.10054): a random head distorts the features before it has learned anything.
     """
-    if task.problem_type != MULTI:
-        raise ValueError(
-            f"--head_start probe is for tasks of several labels at once; {task.name} is {task.problem_type}."
-        )
-    probe = broadcast_object_list([_fit_probe(model, train, collator) if PartialState().is_main_process else None])[0]
+    is_first = PartialState().is_main_process
+    probe = broadcast_object_list([_fit_probe(model, task, train, collator) if is_first else None])[0]
     with torch.no_grad():
         model.classifier.weight.copy_(torch.as_tensor(probe.weight))
         model.classifier.bias.copy_(torch.as_tensor(probe.bias))
 
 
-def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collator: ECGCollator) -> LinearProbe:
+def _fit_probe(
+    model: AnyECGForSequenceClassification, task: Task, train: ECGDataset, collator: ECGCollator
+) -> LinearProbe:
     patients = train.column("patient_id")
     train = train.take(
         sorted(range(len(train)), key=lambda index: spread_order(patients[index]))
@@ -142,7 +152,25 @@ def _fit_probe(model: AnyECGForSequenceClassification, train: ECGDataset, collat
     classifier, model.classifier = model.classifier, torch.nn.Identity()
     features = predict_logits(model, train, collator)  # what the head will see
     model.classifier = classifier
-    return LinearProbe(features, train.targets)
+    return fit_probe(features, train.targets, task)
+
+
+def freeze_backbone(model: PreTrainedModel) -> None:
+    """Let the head alone be trained: the backbone keeps its weights and does not drop out.
+
+    Raises:
+        ValueError: the model has no backbone of AnyECG.
+    """
+    if not hasattr(model, "anyecg"):
+        raise ValueError(
+            f"--freeze_backbone: a {type(model).__name__} is not divided into backbone and head. Leave it out."
+        )
+
+    def stop_dropout(backbone, inputs) -> None:
+        backbone.eval()  # before each step the Trainer puts the whole model into training
+
+    model.anyecg.requires_grad_(False)
+    model.anyecg.register_forward_pre_hook(stop_dropout)
 
 
 def build_trainer(
@@ -167,13 +195,15 @@ def build_trainer(
     inputs = digest_inputs(train, held_out, init_from=model_args.init_from)
     set_seed(args.seed)
     model = build_model(model_args, task, train.targets)
+    scale = _target_scale(task, train)
+    if scale is not None:
+        train, held_out = standardised(train, *scale), standardised(held_out, *scale)
     if task_args.head_start == "probe" and not checkpoints_in(args.output_dir):
         start_head_at_probe(
             model.to(args.device), task, train, ECGCollator(extractor, window_seconds=data_args.window_seconds)
         )
-    scale = _target_scale(task, train)
-    if scale is not None:
-        train, held_out = standardised(train, *scale), standardised(held_out, *scale)
+    if task_args.freeze_backbone:
+        freeze_backbone(model)
     if args.metric_for_best_model is None:
         args.metric_for_best_model, args.greater_is_better = best_metric_of(task)
     trainer = AnyECGTrainer(
@@ -222,17 +252,22 @@ def complete_head(trainer: AnyECGTrainer, task: Task) -> dict:
     facts = {"temperature": temperature}
     if task.problem_type == MULTI:
         facts["ece_before"] = expected_calibration_error(targets, probabilities_of(task, logits))
-        facts["labels_with_pooled_threshold"] = _set_thresholds(model, task, targets, logits / temperature)
+        facts |= _set_thresholds(model, task, targets, logits / temperature)
     figures = task_metrics(task, logits / temperature, targets, thresholds=model.config.thresholds)
     return {"calibration": facts, "evaluation": figures}
 
 
-def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) -> list[str]:
-    """Store a threshold for each label; return the labels that had too few positives for one of their own."""
-    model.config.thresholds, is_own = choose_thresholds(
-        targets, probabilities_of(task, logits), best_threshold=BEST_THRESHOLD[task.threshold_figure]
-    )
-    return [name for name, own in zip(task.names, is_own, strict=True) if not own]
+def _set_thresholds(model, task: Task, targets: np.ndarray, logits: np.ndarray) -> dict:
+    """Store a threshold for each label; return which labels had too few positives for one of their own, and of the task
+    "challenge" the score before the thresholds were moved for it."""
+    probabilities, weights, facts = probabilities_of(task, logits), challenge_weights(task), {}
+    thresholds, is_own = choose_thresholds(targets, probabilities, best_threshold=BEST_THRESHOLD[task.threshold_figure])
+    if weights is not None:
+        facts["challenge_score_by_f1"] = challenge_score(targets, probabilities >= thresholds, weights)
+        thresholds = climb_challenge_score(targets, probabilities, thresholds, may_move=is_own, weights=weights)
+    model.config.thresholds = thresholds
+    facts["labels_with_pooled_threshold"] = [name for name, own in zip(task.names, is_own, strict=True) if not own]
+    return facts
 
 
 def main(argv: Sequence[str], *, build_model: Callable = build_model) -> None:

@@ -5,18 +5,20 @@ it is folded into the classifier, whose logits are then calibrated.
 
 Thresholds: for each label the score that maximises its F1 on the validation fold, or Youden's J where the task says so
 (`Task.threshold_figure`). A label with fewer than `MIN_POSITIVES` positives there cannot choose one of its own: it takes
-the score that is best for all labels pooled. A record is positive where score >= threshold.
+the score that is best for all labels pooled. A record is positive where score >= threshold. For the task "challenge" the
+thresholds of the labels that chose their own are then moved by `climb_challenge_score`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from .ecg_metrics.classification_metrics import ChallengeWeights
 from .labels import MULTI, SINGLE
 
 MIN_POSITIVES = 10
@@ -58,9 +60,9 @@ def fold_in_temperature(classifier: torch.nn.Linear, temperature: float) -> None
 @torch.no_grad()
 def fold_in_scale(classifier: torch.nn.Linear, *, mean: np.ndarray, std: np.ndarray) -> None:
     """Let a regression head that was trained on standardised targets return them in their own unit."""
-    std_tensor = torch.as_tensor(std, dtype=classifier.weight.dtype)
-    classifier.weight.mul_(std_tensor[:, None])
-    classifier.bias.mul_(std_tensor).add_(torch.as_tensor(mean, dtype=classifier.bias.dtype))
+    mean, std = (torch.as_tensor(each).to(classifier.bias) for each in (mean, std))
+    classifier.weight.mul_(std[:, None])
+    classifier.bias.mul_(std).add_(mean)
 
 
 def best_f1_threshold(targets: np.ndarray, scores: np.ndarray) -> float:
@@ -120,7 +122,73 @@ def choose_thresholds(
         best_threshold(targets[:, label], probabilities[:, label]) if own else pooled
         for label, own in enumerate(is_own)
     ]
-    return [round(min(max(threshold, 0.0), 1.0), 6) for threshold in thresholds], is_own
+    return [_storable(threshold) for threshold in thresholds], is_own
+
+
+def climb_challenge_score(
+    targets: np.ndarray,
+    probabilities: np.ndarray,
+    thresholds: Sequence[float],
+    *,
+    may_move: Sequence[bool],
+    weights: ChallengeWeights,
+) -> list[float]:
+    """Return thresholds with a Challenge score at least as high: one label's at a time is put where the score is highest
+    while the others stay, over and over until none moves. No single one of those that may move can then raise the score.
+
+    Args:
+        targets, probabilities (`np.ndarray` of shape `(records, labels)`): 0/1; 0 to 1, of the validation fold.
+        thresholds: one a label, where to start.
+        may_move: which labels' thresholds are moved. One may end above all scores: the label is then never given out.
+        weights: see `ecg_metrics.classification_metrics.challenge_score`.
+
+    Source: coordinate ascent; the score: Perez Alday et al. 2020 (doi 10.1088/1361-6579/abc960).
+    """
+    is_true, thresholds = targets > 0, list(thresholds)
+    candidates = [_candidates(scores) for scores in probabilities.T]
+    has_moved = True
+    while has_moved:
+        has_moved = False
+        for label in np.flatnonzero(may_move):
+            is_given = probabilities >= thresholds
+            gains = _gains_of_giving(is_true, is_given, int(label), weights.matrix)
+            best, is_better = _best_candidate(probabilities[:, label], gains, candidates[label], thresholds[label])
+            if is_better:
+                thresholds[label], has_moved = best, True
+    return thresholds
+
+
+def _candidates(scores: np.ndarray) -> np.ndarray:
+    """Return a threshold for each way to cut `scores` (records,) in two: midway between neighbours, and beyond both ends."""
+    levels = np.concatenate([[0.0], np.unique(scores), [1.0]])
+    return np.unique([_storable(threshold) for threshold in (levels[:-1] + levels[1:]) / 2])
+
+
+def _gains_of_giving(is_true: np.ndarray, is_given: np.ndarray, label: int, matrix: np.ndarray) -> np.ndarray:
+    """Return by how much each record's credit grows where `label` is given out beside the other labels given, `(records,)`."""
+    others = is_given.copy()
+    others[:, label] = False
+    credit_of_label = is_true @ matrix  # (records, labels), of each label were it given
+    credit = (credit_of_label * others).sum(axis=1)
+    num_without = (is_true | others).sum(axis=1)
+    num_with = num_without + ~is_true[:, label]
+    return (credit + credit_of_label[:, label]) / num_with - credit / np.maximum(num_without, 1)
+
+
+def _best_candidate(
+    scores: np.ndarray, gains: np.ndarray, candidates: np.ndarray, current: float
+) -> tuple[float, bool]:
+    """Return the candidate with the highest sum of `gains` over `scores >= candidate`, and whether `current` has less."""
+    order = np.argsort(scores)
+    sums = np.append(np.cumsum(gains[order][::-1])[::-1], 0.0)  # of the records from each place on
+    sum_at = sums[np.searchsorted(scores[order], [*candidates, current])]
+    best = int(sum_at[:-1].argmax())
+    return float(candidates[best]), bool(sum_at[best] > sum_at[-1] + 1e-9)
+
+
+def _storable(threshold: float) -> float:
+    """Return the threshold as a configuration holds it: 0 to 1, six digits."""
+    return round(min(max(float(threshold), 0.0), 1.0), 6)
 
 
 def log_odds(prevalence: np.ndarray) -> np.ndarray:

@@ -47,6 +47,13 @@ _FILL = {
 }
 
 
+class NothingUsableError(ValueError):
+    """Every patch of a record is missing or flat.
+
+    Raised by `AnyECGFeatureExtractor.windows` it has `items` and `start_seconds`, as that returns them, without samples.
+    """
+
+
 @dataclasses.dataclass
 class _Prepared:
     """Records of one kind in the model's leads, filtered whole at the model's rate; what their samples say of quality.
@@ -228,24 +235,28 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             start_seconds (`np.ndarray` of shape `(len(items),)`): where each window begins in the record.
 
         Raises:
-            As `__call__`.
+            As `__call__`; `NothingUsableError` where all windows would be left out.
         """
         given = {"sampling_rate": sampling_rate, "lead_names": lead_names, "units": units}
         record = self._checked(record, lead_aliases, given)
         record.quality = None  # of windows that need not begin with a patch
         prepared = self._prepare([record])
         record.say()
-        items, kept = [], []
+        items, kept, left_out = [], [], []
         for start in self._window_starts(prepared.values.shape[1]):
             (patches,) = self._cut(prepared, start, self._window_samples, return_quality)
             if not patches.usable.any():
                 where, since = _where(record.name), start / self.sampling_rate
                 warn_once("window", f"{where}nothing usable from {since:g} s on; window left out.")
+                left_out.append(_without_samples(patches))
                 continue
             items.append(_item(patches, return_quality))
             kept.append(start)
         if not items:
-            raise _nothing_usable(prepared, 0)
+            error = _nothing_usable(prepared, 0)
+            starts = self._window_starts(prepared.values.shape[1])
+            error.items, error.start_seconds = left_out, np.array(starts) / self.sampling_rate
+            raise error
         return items, np.array(kept) / self.sampling_rate
 
     def pad(self, features, return_tensors=None):
@@ -456,12 +467,19 @@ def _alike(records):
 def _item(patches, return_quality):
     """Return one unbatched item, after a warning of what is odd about it."""
     _warn_of_flags(patches)
-    item = {
-        "input_values": patches.values.reshape(len(patches.values), -1),
+    item = {"input_values": patches.values.reshape(len(patches.values), -1), **_without_samples(patches)}
+    if not return_quality:
+        del item["quality"]
+    return item
+
+
+def _without_samples(patches):
+    """Return what an item says of a record beside its samples."""
+    return {
         "lead_ids": np.array([LEAD_IDS[name] for name in patches.record.lead_names], np.int64),
         "attention_mask": patches.usable.astype(np.int64),
+        "quality": patches.flags,
     }
-    return {**item, "quality": patches.flags} if return_quality else item
 
 
 def _warn_of_flags(patches):
@@ -503,7 +521,7 @@ def _nothing_usable(prepared, place):
             record.lead_names, prepared.missing[rows], lead_ranges(prepared.filled[rows]), strict=True
         )
     ]
-    return ValueError(
+    return NothingUsableError(
         f"{_where(record.name)}nothing usable: every patch is missing or flat ({'; '.join(leads)}). "
         "Check the file and its units."
     )
