@@ -33,7 +33,7 @@ def test_no_threshold_has_a_higher_f1_than_the_chosen_one(seed, num, num_levels)
     targets[0] = 1
     scores = generator.integers(1, num_levels, num) / num_levels  # with ties
     chosen = f1_score(targets, scores >= best_f1_threshold(targets, scores))
-    for threshold in np.append(scores, [0.0, 0.5]):
+    for threshold in {*scores, 0.0, 0.5}:
         assert f1_score(targets, scores >= threshold, zero_division=0) <= chosen + 1e-12
 
 
@@ -45,7 +45,7 @@ def test_no_threshold_has_a_higher_youden_j_than_the_chosen_one(seed, num, num_l
     targets[:2] = 0, 1
     scores = generator.integers(1, num_levels, num) / num_levels  # with ties
     chosen = balanced_accuracy_score(targets, scores >= best_youden_threshold(targets, scores))  # (J + 1) / 2
-    for threshold in np.append(scores, [0.0, 2.0]):
+    for threshold in {*scores, 0.0, 2.0}:
         assert balanced_accuracy_score(targets, scores >= threshold) <= chosen + 1e-12
 
 
