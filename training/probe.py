@@ -42,7 +42,9 @@ class LinearProbe:
         standardised = scaler.transform(features)
         self.weight = np.zeros((targets.shape[1], features.shape[1]))
         self.bias = log_odds(targets.mean(axis=0)).astype(np.float64)
-        for label in tqdm(range(targets.shape[1]), desc=f"probe, C {self.strength}", unit="label", leave=False):
+        for label in tqdm(
+            range(targets.shape[1]), desc=f"probe, C {self.strength}", unit="label", leave=False, delay=2.0
+        ):
             if 0 < targets[:, label].sum() < len(targets):
                 fitted = LogisticRegression(C=self.strength, max_iter=200).fit(standardised, targets[:, label])
                 self.weight[label] = fitted.coef_[0] / scaler.scale_
