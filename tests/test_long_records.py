@@ -40,6 +40,7 @@ from training.long_validation import (
     refuse_few_patients,
     score_out_of_fold,
 )
+from training.probe import LinearProbe
 from training.window_features import FeatureCache
 
 RECIPE = "training/recipes/smoke_long.yaml"
@@ -104,16 +105,36 @@ def test_a_record_without_annotations_or_too_short_is_an_error(cache):
         prepare_long_records([dataclasses.replace(record, signal=record.signal[:, :1000])], cache)
 
 
-def test_a_step_sees_stretches_of_patients_alike_and_short_records(long):
+def make_dataset(long, **options):
     short = [short_record(0), short_record(1)]
-    dataset = SequenceDataset(long, short, long_share=0.5, crop_windows=7, seed=3)
+    return SequenceDataset(long, short, **{"long_share": 0.5, "crop_windows": 7, "seed": 3, **options})
+
+
+def test_a_step_sees_stretches_of_long_records_and_short_ones_strung_together(long):
+    dataset = make_dataset(long)
     items = [dataset[(1, index)] for index in range(200)]
-    sizes = np.array([len(item["features"]) for item in items])
-    assert sizes.max() == 7 and 60 < (np.isnan([item["counts"][0, 0] for item in items])).sum() < 140
-    again = SequenceDataset(long, short, long_share=0.5, crop_windows=7, seed=3)[(1, 17)]
-    assert all(np.array_equal(items[17][name], again[name], equal_nan=True) for name in again)
-    others = [len(dataset[(2, index)]["features"]) for index in range(200)]
-    assert others != sizes.tolist()
+    sizes = [len(item["features"]) for item in items]
+    made_up = [item for item in items if np.isnan(item["counts"]).all()]
+    assert max(sizes) == 7 and min(sizes) == 1 and 60 < len(made_up) < 140
+    assert all((item["features"][:, 0] == item["labels"][:, 0]).all() for item in made_up)
+    changes = np.mean([np.diff(item["labels"][:, 0]).any() for item in made_up])
+    assert 0 < changes < 0.5  # stretches
+
+
+def test_an_item_follows_from_its_epoch_and_number(long):
+    first, again = make_dataset(long), make_dataset(long)
+    assert all(np.array_equal(first[(1, 17)][name], again[(1, 17)][name], equal_nan=True) for name in first[(1, 17)])
+    sizes = [[len(first[(epoch, index)]["features"]) for index in range(50)] for epoch in (1, 2)]
+    assert sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize("rhythm_of, known", [("all", {True}), ("changing", {True, False}), ("none", {False})])
+def test_long_records_teach_af_as_asked_and_beats_always(long, rhythm_of, known):
+    only_sinus = dataclasses.replace(long[0], labels=long[0].labels * np.float32([0, 1]), patient_id="sinus")
+    dataset = make_dataset([only_sinus, long[1]], rhythm_of=rhythm_of, long_share=1.0)
+    items = [dataset[(0, index)] for index in range(40)]
+    assert {bool(np.isfinite(item["labels"][:, 0]).all()) for item in items} == known
+    assert all(np.isfinite(item["labels"][:, 1]).all() and np.isfinite(item["counts"]).all() for item in items)
 
 
 def test_a_batch_is_filled_up_with_what_is_not_known(long):
@@ -175,6 +196,25 @@ def test_a_stretched_backbone_repeats_its_time_table():
     table = stretched(backbone, 25, 10, lead_window=5).embeddings.time_embedding.weight
     assert torch.equal(table[:10], table[10:20]) and table.shape[0] == 25
     assert backbone.config.max_patches == 128 and backbone.config.sparse_attention_config.lead_window is None
+
+
+def test_the_head_starts_at_the_probe_of_single_windows(long):
+    features = np.concatenate([one.features for one in long]).astype(np.float64)
+    probe = LinearProbe(features, np.concatenate([one.labels for one in long]) >= 0.5, strength=1e-2)
+    model = tiny_model(AnyECGForLongRecords, pooling="mean_max")
+    model.record_head.standardise(torch.from_numpy(features).float())
+    long_records.start_at_probe(model, probe)
+    with torch.no_grad():
+        logits = model(window_features=torch.from_numpy(long[1].features)[None]).logits[0].numpy()
+    assert np.allclose(logits, probe.logits(long[1].features), atol=1e-3)
+
+
+def test_counts_start_at_their_mean(long):
+    model, counts = tiny_model(AnyECGForLongRecords, pooling="mean_max"), np.concatenate([one.counts for one in long])
+    long_records.start_counter(model, counts)
+    with torch.no_grad():
+        expected = model(window_features=torch.from_numpy(long[1].features)[None]).counts[0].numpy()
+    assert np.allclose(expected, counts.mean(0), atol=1e-3)
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------
@@ -256,7 +296,7 @@ def test_the_backbone_stays_as_it_was(run):
 
 def test_the_results_hold_every_arm_and_the_calibration(run):
     results = json.loads((run[0] / "results.json").read_text())
-    assert len(results["arms"]) == 5 and results["material"]["patients"] == 4
+    assert len(results["arms"]) == 6 and results["material"]["patients"] == 4
     assert set(results["calibration"]) == {
         "temperature", "thresholds", "record_temperature", "record_thresholds"
     }  # fmt: skip
@@ -275,11 +315,18 @@ def test_a_finished_run_is_left_alone(run, monkeypatch):
         (["--long_share", "0"], "--long_share"),
         (["--folds", "1"], "--folds 1: accepted are whole numbers from 2"),
         (["--crop_windows", "0"], "--crop_windows 0"),
+        (["--rhythm_of", "some"], "Accepted: all, changing, none"),
     ],
 )
 def test_options_out_of_range_are_refused(words, message):
     with pytest.raises(ValueError, match=message):
         parse_recipe([RECIPE, *words], long_records.ARGUMENTS)
+
+
+def test_af_from_short_records_needs_some(run):
+    words = [*run[1], "--simulate", "0", "--output_dir", str(run[0].parent / "other")]
+    with pytest.raises(ValueError, match="Give some by --data, or --rhythm_of all"):
+        long_records.main([RECIPE, *words])
 
 
 def test_real_records_are_read_with_their_patients(real_ecg):

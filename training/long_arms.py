@@ -88,6 +88,7 @@ class WindowProbe(Arm):
     Args:
         features_of: from a long record to its vectors `(windows, F)`.
         short: records that are fitted on in any case.
+        with_long (`bool`): fit on windows of long records too; False: on those of short ones alone, but for the counts.
     """
 
     def __init__(
@@ -96,13 +97,15 @@ class WindowProbe(Arm):
         short: Sequence[WindowSequence] = (),
         *,
         features_of: Callable[[LongRecord], np.ndarray] = lambda record: record.features,
+        with_long: bool = True,
     ):
-        self.name, self.short, self.features_of = name, short, features_of
+        self.name, self.short, self.features_of, self.with_long = name, short, features_of, with_long
 
     def fit(self, train: Sequence[LongRecord]) -> Scorer:
         long = np.concatenate([self.features_of(record) for record in train])
-        features = np.concatenate([long, *(one.features for one in self.short)])
-        labels = np.concatenate([one.labels for one in (*train, *self.short)]) >= 0.5
+        own, seen = ([long], train) if self.with_long else ([], ())
+        features = np.concatenate([*own, *(one.features for one in self.short)])
+        labels = np.concatenate([one.labels for one in (*seen, *self.short)]) >= 0.5
         probe = LinearProbe(features.astype(np.float64), labels.astype(np.float64), strength=PROBE_STRENGTH)
         counters = [_fit_counter(long, column) for column in np.concatenate([record.counts for record in train]).T]
 

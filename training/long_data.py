@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 STRETCH_SECONDS = 60.0  # of a simulated record; after each its rhythm changes
 SEQUENCES_AN_EPOCH = 4096
+# In a record of one rhythm its patient and device can be learned in place of the rhythm: with a dozen patients they are.
+RHYTHM_OF = ("all", "changing", "none")
+STRETCH_WINDOWS, AF_SHARE, V_SHARES = 12, 0.3, (0.0, 0.1, 0.5)  # of made-up sequences
 
 
 @dataclass(frozen=True)
@@ -214,14 +217,18 @@ class _InEpochZero(Dataset):
 
 
 class SequenceDataset(Dataset):
-    """What one step trains on: stretches of long records, and short records; item i of an epoch follows from its seed.
+    """What one step trains on: stretches of long records, and short records strung together; item i follows from its seed.
+
+    A strung sequence is made up: stretches with and without AF, about `STRETCH_WINDOWS` windows each, every window another
+    patient's. So thousands of patients, not a dozen, teach what a window shows, and that its neighbours are of its kind.
 
     Args:
         long: their patients are drawn alike, then one of the patient's records, then a stretch of it.
-        short: drawn alike; may be empty.
+        short: sequences of one window; may be empty.
         long_share (`float`): of items that are stretches of long records, 0 to 1.
-        crop_windows (`int`): most windows of a stretch.
-        leads_alone (`float`): share of stretches that show one lead only.
+        crop_windows (`int`): most windows of an item.
+        leads_alone (`float`): share of stretches of long records that show one lead only.
+        rhythm_of (`str`): which long records teach AF, see `RHYTHM_OF`; all teach ventricular beats and counts.
     """
 
     def __init__(
@@ -232,10 +239,12 @@ class SequenceDataset(Dataset):
         long_share: float = 0.5,
         crop_windows: int = 36,
         leads_alone: float = 0.5,
+        rhythm_of: str = "all",
         seed: int = 0,
     ):
-        self.by_patient = _by_patient(long)
-        self.short, self.long_share = list(short), long_share if len(short) else 1.0
+        self.by_patient = _by_patient([_teaching(one, rhythm_of) for one in long])
+        self.short, self.by_kind = list(short), _by_kind(short)
+        self.long_share = long_share if len(short) else 1.0
         self.crop_windows, self.leads_alone, self.seed = crop_windows, leads_alone, seed
 
     def __len__(self) -> int:
@@ -243,18 +252,32 @@ class SequenceDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((self.seed, *key))
-        if generator.random() >= self.long_share:
-            one = self.short[generator.integers(len(self.short))]
-            return {"features": one.features, "labels": one.labels, "counts": one.counts}
+        size = int(generator.integers(1, self.crop_windows + 1))
+        if generator.random() < self.long_share:
+            return self._stretch(generator, size)
+        return self._strung(generator, size)
+
+    def _stretch(self, generator: np.random.Generator, size: int) -> dict[str, np.ndarray]:
         records = self.by_patient[generator.integers(len(self.by_patient))]
         one = records[generator.integers(len(records))]
         features = one.features
         if one.views and generator.random() < self.leads_alone:
             features = one.views[generator.integers(len(one.views))]
-        size = min(len(features), int(generator.integers(1, self.crop_windows + 1)))
+        size = min(size, len(features))
         first = int(generator.integers(len(features) - size + 1))
         part = slice(first, first + size)
         return {"features": features[part], "labels": one.labels[part], "counts": one.counts[part]}
+
+    def _strung(self, generator: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+        windows, has_af, v_share = [], False, 0.0
+        for place in range(size):
+            if place == 0 or generator.random() < 1 / STRETCH_WINDOWS:  # a new stretch begins
+                has_af, v_share = generator.random() < AF_SHARE, generator.choice(V_SHARES)
+            pool = self.by_kind.get((has_af, generator.random() < v_share)) or self.short
+            windows.append(pool[generator.integers(len(pool))])
+        return {
+            name: np.concatenate([getattr(one, name) for one in windows]) for name in ("features", "labels", "counts")
+        }
 
     def all_features(self) -> np.ndarray:
         """Return the vectors of all windows, `(windows, F)`."""
@@ -269,6 +292,24 @@ def _by_patient(records: Sequence[WindowSequence]) -> list[list[WindowSequence]]
     return list(patients.values())
 
 
+def _teaching(one: LongRecord, rhythm_of: str) -> LongRecord:
+    """Return the record with AF not known where it is not to be learned from."""
+    is_changing = 0 < (one.labels[:, 0] >= 0.5).mean() < 1
+    if rhythm_of == "all" or (rhythm_of == "changing" and is_changing):
+        return one
+    labels = one.labels.copy()
+    labels[:, 0] = np.nan
+    return dataclasses.replace(one, labels=labels)
+
+
+def _by_kind(short: Sequence[WindowSequence]) -> dict[tuple[bool, bool], list[WindowSequence]]:
+    """Return short records by whether they have AF and ventricular beats."""
+    kinds: dict[tuple[bool, bool], list[WindowSequence]] = {}
+    for one in short:
+        kinds.setdefault((bool(one.labels[0, 0] >= 0.5), bool(one.labels[0, 1] >= 0.5)), []).append(one)
+    return kinds
+
+
 def sequences_sha256(sequences: Sequence[WindowSequence]) -> str:
     """Return the SHA-256 of what training sees of sequences: vectors, labels and counts in their order."""
     digest = hashlib.sha256()
@@ -281,19 +322,17 @@ def sequences_sha256(sequences: Sequence[WindowSequence]) -> str:
 
 def collate_sequences(items: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Return `window_features` (B, W, F), `window_mask` (B, W), `labels`, `counts` (B, W, 2): filled up with zero and NaN."""
-    most = max(len(item["features"]) for item in items)
+    sizes = torch.tensor([len(item["features"]) for item in items])
 
     def padded(name: str, fill: float) -> torch.Tensor:
-        arrays = [
-            np.pad(item[name], ((0, most - len(item[name])), (0, 0)), constant_values=np.float32(fill))
-            for item in items
-        ]
-        return torch.from_numpy(np.stack(arrays).astype(np.float32))
+        result = torch.full((len(items), int(sizes.max()), items[0][name].shape[1]), fill)
+        for row, item in zip(result, items, strict=True):
+            row[: len(item[name])] = torch.from_numpy(item[name])
+        return result
 
-    mask = torch.tensor([[place < len(item["features"]) for place in range(most)] for item in items])
     return {
         "window_features": padded("features", 0.0),
-        "window_mask": mask,
-        "labels": padded("labels", np.nan),
-        "counts": padded("counts", np.nan),
+        "window_mask": torch.arange(int(sizes.max())) < sizes[:, None],
+        "labels": padded("labels", torch.nan),
+        "counts": padded("counts", torch.nan),
     }

@@ -15,6 +15,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -31,8 +32,19 @@ from .checkpointing import load_extractor, project_path
 from .commands import run_command
 from .data import DataArguments, list_sources, load_folds, with_task
 from .labels import MULTI, WINDOW_LABELS, build_task
-from .long_arms import Arm, RhythmEntropy, Scorer, Scores, ShippedStatements, WindowProbe, one_pass_features, segments
+from .long_arms import (
+    PROBE_STRENGTH,
+    Arm,
+    RhythmEntropy,
+    Scorer,
+    Scores,
+    ShippedStatements,
+    WindowProbe,
+    one_pass_features,
+    segments,
+)
 from .long_data import (
+    RHYTHM_OF,
     LongRecord,
     SequenceDataset,
     WindowSequence,
@@ -43,7 +55,8 @@ from .long_data import (
     sequences_sha256,
     simulate_long_records,
 )
-from .long_validation import arm_report, calibrate, cross_validate, refuse_few_patients, score_out_of_fold
+from .long_validation import arm_report, calibrate, cross_validate, refuse_few_patients
+from .probe import LinearProbe
 from .run_inputs import model_sha256
 from .runs import describe_end, finish, is_finished, records_seen, run_training
 from .splits import TRAIN_FOLDS
@@ -66,6 +79,10 @@ class LongRecordArguments:
     long_share: float = 0.5  # of a step's sequences that are stretches of long records; the others are short records
     crop_windows: int = 36  # most windows of a stretch
     leads_alone: float = 0.5  # share of stretches that show one lead only
+    rhythm_of: str = field(
+        default="none",
+        metadata={"help": "long records that teach AF: all, changing (those with and without) or none"},
+    )
     folds: int = 7  # of the cross-validation by patient
     inner_folds: int = 3  # among the training patients of each: for temperature and thresholds
     bootstrap: int = 1000  # resamples of patients for 95 % intervals; 0 = none
@@ -82,6 +99,8 @@ class LongRecordArguments:
                 raise ValueError(
                     f"--{name} {getattr(self, name)}: accepted are whole numbers from {1 + ('folds' in name)}."
                 )
+        if self.rhythm_of not in RHYTHM_OF:
+            raise ValueError(f"--rhythm_of {self.rhythm_of!r} is unknown. Accepted: {', '.join(RHYTHM_OF)}.")
         self.statements = self.statements and project_path(self.statements)
 
 
@@ -99,8 +118,19 @@ class Material:
     long_args: LongRecordArguments
     args: AnyECGTrainingArguments
 
+    @cached_property
+    def probe(self) -> LinearProbe | None:
+        """Logistic regressions of the short records' windows, None where there are none."""
+        if not self.short:
+            return None
+        features = np.concatenate([one.features for one in self.short]).astype(np.float64)
+        labels = np.concatenate([one.labels for one in self.short]).astype(np.float64)
+        return LinearProbe(features, labels, strength=PROBE_STRENGTH)
+
     def dataset(self, records: Sequence[LongRecord]) -> SequenceDataset:
-        options = {name: getattr(self.long_args, name) for name in ("long_share", "crop_windows", "leads_alone")}
+        options = {
+            name: getattr(self.long_args, name) for name in ("long_share", "crop_windows", "leads_alone", "rhythm_of")
+        }
         return SequenceDataset(records, self.short, seed=self.args.seed, **options)
 
 
@@ -126,8 +156,8 @@ def build_model(model_args: ModelArguments) -> AnyECGForLongRecords:
 
 def load_material(model_args, data_args, long_args, args) -> Material:
     """Return records as vectors of windows, from the cache where they are there."""
-    extractor = load_extractor(model_args.init_from) if model_args.init_from else None
     model = build_model(model_args)
+    extractor = load_extractor(model_args.init_from)
     extractor.hop_seconds = HOP_SECONDS
     cache = FeatureCache(model, extractor, data_args.cache_dir)
     records = (
@@ -137,6 +167,10 @@ def load_material(model_args, data_args, long_args, args) -> Material:
     )
     long = prepare_long_records(records, cache)
     refuse_few_patients(long, long_args.folds)
+    if long_args.rhythm_of == "none" and not (data_args.data or data_args.simulate):
+        raise ValueError(
+            "--rhythm_of none: AF is learned from short records only. Give some by --data, or --rhythm_of all."
+        )
     short = []
     if data_args.data or data_args.simulate:
         sources = list_sources(data_args)
@@ -154,12 +188,37 @@ def build_trainer(material: Material, records: Sequence[LongRecord], args: AnyEC
     set_seed(args.seed)
     model, dataset = build_model(material.model_args), material.dataset(records)
     model.record_head.standardise(torch.from_numpy(dataset.all_features()))
+    start_at_probe(model, material.probe)
+    start_counter(model, np.concatenate([one.counts for one in records]))
     inputs = {"long records": sequences_sha256(records), "short records": sequences_sha256(material.short)}
     inputs["--init_from"] = model_sha256(material.model_args.init_from)
     return AnyECGTrainer(
         model, args, train_dataset=dataset, processing_class=material.extractor, data_collator=collate_sequences,
         inputs=inputs,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def start_at_probe(model: AnyECGForLongRecords, probe: LinearProbe | None) -> None:
+    """Let the findings of a window start at those of logistic regressions of single windows; the context adds to them.
+
+    Source: Kumar et al. 2022 (arXiv 2202.10054), as `--head_start probe` of fine-tuning.
+    """
+    if probe is None:
+        return
+    head, width = model.record_head, model.config.pooled_size
+    weight = torch.as_tensor(probe.weight, dtype=torch.float32)
+    head.window_classifier.weight.zero_()
+    head.window_classifier.weight[:, :width] = weight * head.feature_scale
+    head.window_classifier.bias.copy_(torch.as_tensor(probe.bias, dtype=torch.float32) + weight @ head.feature_mean)
+
+
+@torch.no_grad()
+def start_counter(model: AnyECGForLongRecords, counts: np.ndarray) -> None:
+    """Let the counts of every window start at the mean of those in training, `(windows, 2)`."""
+    mean = torch.as_tensor(counts.mean(0), dtype=torch.float32).clamp(min=1e-2)
+    model.record_head.counter.weight.zero_()
+    model.record_head.counter.bias.copy_(mean.expm1().log())  # the softplus of which is the mean
 
 
 class RecordHead(Arm):
@@ -171,7 +230,7 @@ class RecordHead(Arm):
     def fit(self, train: Sequence[LongRecord]) -> Scorer:
         args = copy.copy(self.material.args)
         args.save_strategy, args.report_to, args.disable_tqdm = SaveStrategy.NO, [], True
-        args.logging_steps = args.max_steps
+        args.logging_steps = max(args.max_steps, 1)
         trainer = build_trainer(self.material, train, args)
         trainer.train()
         trainer.take_final_weights()
@@ -184,11 +243,11 @@ def scorer_of(model: AnyECGForLongRecords) -> Scorer:
 
     @torch.no_grad()
     def score(record: LongRecord) -> Scores:
-        features = torch.from_numpy(record.features)[None]
+        features = torch.from_numpy(record.features)[None].to(model.device)
         whole = model(window_features=features)
         parts = [model(window_features=features[:, part]).record_logits[0] for part in segments(len(record.features))]
         arrays = (whole.logits[0], torch.stack(parts), whole.record_logits[0], whole.counts[0])
-        return Scores(*(array.double().numpy() for array in arrays))
+        return Scores(*(array.double().cpu().numpy() for array in arrays))
 
     return score
 
@@ -204,25 +263,24 @@ def rivals(material: Material) -> list[Arm]:
             in_one_pass[record.record_id] = one_pass_features(model.anyecg, extractor, record, **options)
         return in_one_pass[record.record_id]
 
-    arms: list[Arm] = [
-        WindowProbe("windows, logistic regression", material.short),
-        WindowProbe("one pass with lead_window, logistic regression", material.short, features_of=of_one_pass),
-        RhythmEntropy("RR entropy rule", extractor),
-    ]
+    arms: list[Arm] = [WindowProbe("logistic regression of windows", material.short)]
     if material.short:
-        arms.insert(1, WindowProbe("windows, logistic regression on long records alone"))
+        arms.append(WindowProbe("... of windows of long records alone"))
+        arms.append(WindowProbe("... of short records alone", material.short, with_long=False))
+    arms.append(WindowProbe("... of windows from one pass, lead_window", material.short, features_of=of_one_pass))
+    arms.append(RhythmEntropy("RR entropy rule", extractor))
     if material.long_args.statements:
         arms.append(ShippedStatements("statements classifier by window", material.long_args.statements, extractor))
     return arms
 
 
 def validate(material: Material) -> tuple[dict, list]:
-    """Return the report of all arms, and the head's scores of all records out of fold, for its calibration."""
+    """Return the report of all arms, and the head's scores of all records, each by a fold without its patient."""
     options = {"folds": material.long_args.folds, "inner_folds": material.long_args.inner_folds}
-    head, report = RecordHead("record head", material), {}
-    scored = score_out_of_fold(head, material.long, material.long_args.folds)
-    for arm in (head, *rivals(material)):
+    report, scored = {}, []
+    for arm in (RecordHead("record head", material), *rivals(material)):
         judged = cross_validate(arm, material.long, **options)
+        scored = scored or [(one.record, one.scores) for one in judged]  # of the head, which comes first
         report[arm.name] = arm_report(judged, num_resamples=material.long_args.bootstrap)
         logger.info("%s: %s", arm.name, {name: value for name, value in report[arm.name].items() if "auroc" in name})
     return report, scored
@@ -256,6 +314,8 @@ def describe(material: Material) -> dict:
 
 def main(argv: Sequence[str]) -> None:
     instances = model_args, data_args, long_args, args = parse_recipe(argv, ARGUMENTS)
+    if args.world_size > 1:
+        raise ValueError(f"{args.world_size} processes: the head is small, start it as one, with `python -m`.")
     material = load_material(model_args, data_args, long_args, args)
     trainer = build_trainer(material, material.long, args)
     if is_finished(trainer, instances):
