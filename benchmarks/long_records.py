@@ -66,7 +66,8 @@ with AF, {short_v} with ventricular beats), two random
 leads of each. In brackets: 95 % intervals by bootstrap of patients. One seed.
 
 The recipe of the head followed on six others that were tried on these outer folds (the last of them, with long_share 0.15,
-had an AF AUROC of 0.965), the C of the regressions is one of three: these rows are optimistic. Nothing was chosen for the rule and the classifier of statements but the thresholds."""
+had an AF AUROC of 0.965), the C of the regressions is one of three: these rows are optimistic. Nothing
+was chosen for the rule and the classifier of statements but the thresholds."""
 
 
 def tiled_record(hours: float) -> Record:
