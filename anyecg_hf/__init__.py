@@ -34,6 +34,7 @@ __all__ = [
 if is_torch_available():
     from transformers import (
         AutoModel,
+        AutoModelForAudioFrameClassification,
         AutoModelForMaskedImageModeling,
         AutoModelForPreTraining,
         AutoModelForSequenceClassification,
@@ -42,10 +43,12 @@ if is_torch_available():
     from .explanation import Explanation, explain
     from .modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel, AnyECGPreTrainedModel
     from .modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
+    from .modeling_anyecg_long import AnyECGForLongRecords
     from .modeling_anyecg_quantizer import AnyECGRhythmQuantizer
     from .pipelines_anyecg import (
         ECGClassificationPipeline,
         ECGFeatureExtractionPipeline,
+        ECGLongRecordPipeline,
         ECGReconstructionPipeline,
         register_pipelines,
     )
@@ -56,10 +59,13 @@ if is_torch_available():
     AutoModelForSequenceClassification.register(AnyECGConfig, AnyECGForSequenceClassification, exist_ok=True)
     # The library's name for "reconstruct what was masked" (its output field is `reconstruction`); the input need be no image.
     AutoModelForMaskedImageModeling.register(AnyECGConfig, AnyECGForLeadReconstruction, exist_ok=True)
+    # The library's name for "classify each frame of a long signal"; the frames are windows, the signal is no audio.
+    AutoModelForAudioFrameClassification.register(AnyECGConfig, AnyECGForLongRecords, exist_ok=True)
     register_pipelines()
 
     __all__ += [
         "AnyECGForLeadReconstruction",
+        "AnyECGForLongRecords",
         "AnyECGForMaskedCodeModeling",
         "AnyECGForSequenceClassification",
         "AnyECGModel",
@@ -67,6 +73,7 @@ if is_torch_available():
         "AnyECGRhythmQuantizer",
         "ECGClassificationPipeline",
         "ECGFeatureExtractionPipeline",
+        "ECGLongRecordPipeline",
         "ECGReconstructionPipeline",
         "Explanation",
         "explain",

@@ -19,6 +19,7 @@ from .feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtractor
 if is_torch_available():
     from .modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
     from .modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
+    from .modeling_anyecg_long import AnyECGForLongRecords
     from .modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
 _ABSOLUTE_IMPORT = re.compile(r"^\s*(?:from|import)\s+anyecg_hf\b", re.MULTILINE)
@@ -35,6 +36,7 @@ def carry_code():
         AnyECGForMaskedCodeModeling.register_for_auto_class("AutoModelForPreTraining")
         AnyECGForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
         AnyECGForLeadReconstruction.register_for_auto_class("AutoModelForMaskedImageModeling")
+        AnyECGForLongRecords.register_for_auto_class("AutoModelForAudioFrameClassification")
 
 
 def export_checkpoint(model, feature_extractor, folder, *, card=None):

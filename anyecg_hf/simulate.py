@@ -22,7 +22,7 @@ from scipy.interpolate import CubicSpline
 from scipy.signal import firwin, oaconvolve
 
 from .leads import FRANK_LEADS, STANDARD_LEADS, derive_limb_leads, resolve_lead_names
-from .records import Record
+from .records import Annotation, Record
 
 SIMULATED = "simulated"  # the first comment of every simulated record; a picture of it says so
 RHYTHMS = {
@@ -187,7 +187,8 @@ def simulate_record(seed=0, **options):
 
     Returns:
         `Record`: `signal` float32 `(num_leads, round(duration_seconds * sampling_rate))` in millivolt, `record_name`
-        `"simulated-<seed>"`, comments that begin with `"simulated"`, age and sex `None`.
+        `"simulated-<seed>"`, comments that begin with `"simulated"`, age and sex `None`. `annotations` as in the `.atr` files
+        of MIT-BIH: the rhythm (`"(N"` or `"(AFIB"`), then each beat (`"N"` or `"V"`).
 
     Raises:
         TypeError: `seed` is no integer, or an option has another name.
@@ -214,8 +215,18 @@ def simulate_record(seed=0, **options):
         sampling_rate=float(options.sampling_rate),
         lead_names=list(options.lead_names),
         record_name=f"simulated-{int(seed)}",
+        annotations=_annotations(options, beats),
         comments=[SIMULATED, f"{options.rhythm}, {options.heart_rate:g} beats a minute, seed {int(seed)}"],
     )
+
+
+def _annotations(options, beats):
+    """Return the rhythm and the beats of a record as marks on it."""
+    rhythm = "(AFIB" if options.rhythm == "atrial fibrillation" else "(N"
+    num_samples = round(options.duration_seconds * options.sampling_rate)
+    places = [(round(moment * options.sampling_rate), "V" if is_v else "N") for moment, is_v in beats]
+    marks = [Annotation(sample, symbol) for sample, symbol in sorted(places) if 0 <= sample < num_samples]
+    return [Annotation(0, "+", rhythm), *marks]
 
 
 def is_simulated(record):

@@ -71,7 +71,7 @@ def run_model(name, source, record):
 
 def numbers(result):
     if isinstance(result, dict):
-        return result["signal"]
+        return result["signal"] if "signal" in result else np.stack(list(result["second_scores"].values()))
     return np.array([each["score"] for each in result]) if isinstance(result, list) else result
 
 

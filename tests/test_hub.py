@@ -15,9 +15,16 @@ from anyecg_hf.feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtrac
 from anyecg_hf.hub import check_checkpoint, export_checkpoint
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
 from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
+from anyecg_hf.modeling_anyecg_long import AnyECGForLongRecords
 from anyecg_hf.simulate import simulate_record
 
-MODELS = [AnyECGModel, AnyECGForMaskedCodeModeling, AnyECGForSequenceClassification, AnyECGForLeadReconstruction]
+MODELS = [
+    AnyECGModel,
+    AnyECGForMaskedCodeModeling,
+    AnyECGForSequenceClassification,
+    AnyECGForLeadReconstruction,
+    AnyECGForLongRecords,
+]
 CARD = "---\nlicense: apache-2.0\n---\n# A model\n"
 
 
@@ -54,9 +61,15 @@ def test_an_export_names_every_auto_class_that_loads_it(folder):
         "AutoModelForPreTraining",
         "AutoModelForSequenceClassification",
         "AutoModelForMaskedImageModeling",
+        "AutoModelForAudioFrameClassification",
     }
     assert config["auto_map"]["AutoModel"] == "modeling_anyecg.AnyECGModel"
-    assert set(config["custom_pipelines"]) == {"ecg-classification", "ecg-reconstruction", "ecg-feature-extraction"}
+    assert set(config["custom_pipelines"]) == {
+        "ecg-classification",
+        "ecg-reconstruction",
+        "ecg-feature-extraction",
+        "ecg-long-record",
+    }
     options = json.loads((folder / "preprocessor_config.json").read_text())
     assert options["auto_map"] == {"AutoFeatureExtractor": "feature_extraction_anyecg.AnyECGFeatureExtractor"}
 
@@ -157,7 +170,7 @@ def test_what_a_pipeline_pushes_is_complete(tmp_path, monkeypatch):
         "someone/it"
     )
     check_checkpoint(tmp_path / "someone" / "it")
-    assert len(config_of(tmp_path / "someone" / "it")["custom_pipelines"]) == 3
+    assert len(config_of(tmp_path / "someone" / "it")["custom_pipelines"]) == 4
 
 
 def test_what_a_rhythm_extractor_pushes_is_complete(tmp_path, monkeypatch):
@@ -201,7 +214,7 @@ def test_a_class_of_ones_own_is_saved_with_its_own_file_as_the_library_does(tmp_
     assert "custom_pipelines" not in config_of(tmp_path)
 
 
-@pytest.mark.parametrize(("model_type", "count"), [("anyecg", 5), ("anyecg_quantizer", 2)])
+@pytest.mark.parametrize(("model_type", "count"), [("anyecg", 6), ("anyecg_quantizer", 2)])
 def test_auto_map_names_module_and_class(model_type, count):
     entries = auto_map(model_type)
     assert len(entries) == count and all(

@@ -132,3 +132,33 @@ def test_a_fact_that_is_empty_is_an_error(monkeypatch, evaluation):
 def test_an_evaluation_of_other_thresholds_gives_no_card(monkeypatch, evaluation):
     with pytest.raises(ValueError, match=r"statements_fold9.json is of other labels or thresholds"):
         _classifier_card(monkeypatch, evaluation, thresholds=[0.2, *THRESHOLDS[1:]])
+
+
+def test_the_card_of_long_records_shows_every_way_and_what_it_costs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = ("af_auroc", "af_f1", "af_burden_error", "v_auroc", "v_f1", "v_burden_error")
+    head = dict.fromkeys(names, 0.75) | {"intervals_95": dict.fromkeys(names, [0.7, 0.8])}
+    rule = head | dict.fromkeys(names[3:])
+    facts = yaml.safe_load((ROOT / "hub_cards" / "anyecg-small-long.yaml").read_text())
+    material = ("long_records", "hours", "patients", "windows", "windows_af", "windows_v")
+    card = render_card(
+        facts,
+        model=SimpleNamespace(num_parameters=lambda: 7, config=SimpleNamespace(thresholds=[0.3, 0.4])),
+        extractor=AnyECGFeatureExtractor(),
+        run={"seed": 0, "records_seen": 1, "steps": 1, "batch_size": 1},
+        results={
+            "long_records": {
+                "arms": {"record head": head, "a rule": rule},
+                "material": dict.fromkeys(material, 9),
+                "calibration": {"record_thresholds": [0.5, 0.6]},
+                "cost": [
+                    {"way": "windows", "hours": 24.0, "seconds": 90.0, "megabytes": 1234.0},
+                    {"way": "one_pass", "hours": 24.0, "ended": "exit code -9"},
+                ],
+            }
+        },
+    )
+    assert "| a rule | 0.750 (0.70 to 0.80) | 0.750 (0.70 to 0.80) | 0.750 (0.70 to 0.80) | – | – | – |" in card
+    assert "24.0 h in windows 90 s and 1234 MB." in card and "All figures are out of fold" in card
+    for text in ("PTB-XL 1.0.3, folds 1-8", "--data DIR", "Seed 0", "ODC-By", "CC BY 4.0", "from 0.300 (AF)"):
+        assert text in " ".join(card.split()), text

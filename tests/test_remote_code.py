@@ -24,6 +24,7 @@ from anyecg_hf.feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtrac
 from anyecg_hf.hub import check_checkpoint, export_checkpoint
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
 from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
+from anyecg_hf.modeling_anyecg_long import AnyECGForLongRecords
 from anyecg_hf.simulate import simulate_record
 
 SCRIPT = Path(__file__).resolve().parent / "remote_code_script.py"
@@ -32,6 +33,7 @@ MODELS = {  # name: (model class, Auto class, output compared)
     "pretraining": (AnyECGForMaskedCodeModeling, "AutoModelForPreTraining", "logits"),
     "classifier": (AnyECGForSequenceClassification, "AutoModelForSequenceClassification", "logits"),
     "reconstruction": (AnyECGForLeadReconstruction, "AutoModelForMaskedImageModeling", "reconstruction"),
+    "long records": (AnyECGForLongRecords, "AutoModelForAudioFrameClassification", "logits"),
     "quantizer": (None, "AutoModel", "reconstruction"),
     "backbone of the classifier": (None, "AutoModel", "last_hidden_state"),
 }
@@ -39,6 +41,7 @@ TASKS = {
     "ecg-classification": "classifier",
     "ecg-reconstruction": "reconstruction",
     "ecg-feature-extraction": "backbone",
+    "ecg-long-record": "long records",
 }
 # Before 5.10 Transformers copies, of a local folder, only files that the entry file itself imports. Hub ids are whole.
 LOCAL_FOLDERS_ARE_WHOLE = Version(transformers.__version__) >= Version("5.10")
@@ -90,6 +93,7 @@ def expected(folders, record, path):
         found[task] = {
             "ecg-classification": lambda it: np.array([each["score"] for each in it]),
             "ecg-reconstruction": lambda it: it["signal"],
+            "ecg-long-record": lambda it: np.stack(list(it["second_scores"].values())),
         }.get(task, np.asarray)(result)
     return found
 

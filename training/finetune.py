@@ -57,8 +57,8 @@ class TaskArguments:
     task: str = field(
         default="statements",
         metadata={
-            "help": "statements, superclass, superclass_single, subclass, diagnostic, form, rhythm, challenge, anomaly, codes, "
-            "age, sex"
+            "help": "statements, superclass, superclass_single, subclass, diagnostic, form, rhythm, challenge, anomaly, windows, "
+            "codes, age, sex"
         },
     )
     head_start: str = field(

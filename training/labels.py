@@ -27,6 +27,7 @@ import numpy as np
 
 LABEL_MAPS = Path(__file__).parent / "label_maps"
 SUPERCLASSES = ("NORM", "MI", "STTC", "CD", "HYP")
+WINDOW_LABELS = ("AF", "V")  # of a window of a long record: fibrillation or flutter, a ventricular beat
 MULTI, SINGLE, REGRESSION = "multi_label_classification", "single_label_classification", "regression"
 NO_LABEL = -100
 
@@ -211,6 +212,16 @@ def _challenge_task() -> Task:
     return Task("challenge", MULTI, marked.names, lambda row: marked.encode(row) if len(row["codes"]) else None)
 
 
+def _windows_task() -> Task:
+    """Return the task of telling `WINDOW_LABELS` of a short record by its PTB-XL statements; without any it is dropped."""
+    findings = {"AFIB": ("AF",), "AFLT": ("AF",), "PVC": ("V",)}
+    marked = _multi_hot_task("windows", WINDOW_LABELS, lambda code: findings.get(code, ()), keep_empty=True)
+    known = {statement.code for statement in ptb_xl_statements()}
+    return Task(
+        "windows", MULTI, marked.names, lambda row: marked.encode(row) if known.intersection(row["codes"]) else None
+    )
+
+
 def is_normal(codes: Sequence[str]) -> bool | None:
     """Return whether a record's codes call it normal; None where they leave it open.
 
@@ -262,6 +273,7 @@ FIXED_TASKS: dict[str, Callable[[], Task]] = {  # those whose labels do not depe
     "rhythm": lambda: _kind_task("rhythm"),
     "challenge": _challenge_task,
     "anomaly": _anomaly_task,
+    "windows": _windows_task,
     "age": _age_task,
     "sex": _sex_task,
 }

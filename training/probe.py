@@ -57,7 +57,8 @@ class LinearProbe:
     def _fit_labels(self, standardised: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = np.zeros((targets.shape[1], standardised.shape[1]))
         bias = log_odds(targets.mean(axis=0)).astype(np.float64)
-        for label in tqdm(range(targets.shape[1]), desc=f"probe, C {self.strength}", unit="label", leave=False):
+        labels = range(targets.shape[1])
+        for label in tqdm(labels, desc=f"probe, C {self.strength}", unit="label", leave=False, delay=2.0):
             if 0 < targets[:, label].sum() < len(targets):
                 fitted = LogisticRegression(C=self.strength, max_iter=200).fit(standardised, targets[:, label])
                 weight[label], bias[label] = fitted.coef_[0], fitted.intercept_[0]

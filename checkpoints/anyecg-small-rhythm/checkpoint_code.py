@@ -16,6 +16,7 @@ def auto_map(model_type):
     from .configuration_anyecg import AnyECGConfig, AnyECGQuantizerConfig
     from .modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
     from .modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
+    from .modeling_anyecg_long import AnyECGForLongRecords
     from .modeling_anyecg_quantizer import AnyECGRhythmQuantizer
 
     if model_type == "anyecg_quantizer":
@@ -26,6 +27,7 @@ def auto_map(model_type):
         AutoModelForPreTraining=AnyECGForMaskedCodeModeling,
         AutoModelForSequenceClassification=AnyECGForSequenceClassification,
         AutoModelForMaskedImageModeling=AnyECGForLeadReconstruction,
+        AutoModelForAudioFrameClassification=AnyECGForLongRecords,
     )
 
 

@@ -86,6 +86,9 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
         codebook_size (`int`): number of rhythm codes that masked-code modelling predicts.
         pooling (`str`): "mean" or "mean_max" of the valid tokens, for the classification head.
         thresholds (`list[float]`, *optional*): score from which a label counts as positive, in the order of `id2label`.
+        record_hidden_size, record_layers (`int`): Transformer over the windows of a long record; an even width.
+        record_reach (`int`): how many windows before and after its own one a window attends to there.
+        record_thresholds (`list[float]`, *optional*): as `thresholds`, which there are of windows, of the whole long record.
         waveform_channels, waveform_strides (`list[int]`): of the two levels of the reconstruction head, fine and coarse; the
             product of the strides must divide the patch.
         waveform_kernel_size, waveform_blocks, waveform_state_channels (`int`): its convolutions (odd), residual blocks of the
@@ -124,6 +127,10 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
     codebook_size: int = 1024
     pooling: str = "mean"
     thresholds: list[float] | None = None
+    record_hidden_size: int = 64
+    record_layers: int = 2
+    record_reach: int = 6
+    record_thresholds: list[float] | None = None
     waveform_channels: list[int] | tuple[int, ...] = (64, 192)
     waveform_strides: list[int] | tuple[int, ...] = (3, 5)
     waveform_kernel_size: int = 7
@@ -161,9 +168,10 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
         """As in the library; but other labels than the stored ones drop the stored thresholds, which belong to those."""
         given = {name: kwargs[name] for name in ("num_labels", "id2label") if kwargs.get(name) is not None}
         if given:
-            labels = {name: kwargs.pop(name) for name in ("id2label", "label2id", "thresholds") if name in kwargs}
+            names = ("id2label", "label2id", "thresholds", "record_thresholds")
+            labels = {name: kwargs.pop(name) for name in names if name in kwargs}
             if not _same_labels(config_dict, given):
-                config_dict = {**config_dict, "thresholds": None, "label2id": None}
+                config_dict = {**config_dict, "thresholds": None, "record_thresholds": None, "label2id": None}
             config_dict = {**config_dict, **labels}
         result = super().from_dict(config_dict, **kwargs)
         config = result[0] if isinstance(result, tuple) else result
@@ -190,15 +198,19 @@ class AnyECGConfig(_PresetMixin, PreTrainedConfig):
         if self.pooling not in ("mean", "mean_max"):
             raise ValueError(f'pooling is "{self.pooling}"; accepted are "mean" and "mean_max".')
         _validate_waveform_head(self)
+        _check_at_least(self, 1, "record_hidden_size", "record_layers")
+        _check_at_least(self, 0, "record_reach")
+        if self.record_hidden_size % 2:
+            raise ValueError(f"record_hidden_size is {self.record_hidden_size}; it must be even, for two heads.")
 
     def validate_thresholds(self):
-        if self.thresholds is None:
-            return
-        if len(self.thresholds) != self.num_labels or not all(0 <= t <= 1 for t in self.thresholds):
-            raise ValueError(
-                f"thresholds holds {len(self.thresholds)} values for {self.num_labels} labels; needed is one score between "
-                "0 and 1 for each label, in the order of id2label (or None)."
-            )
+        for name in ("thresholds", "record_thresholds"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != self.num_labels or not all(0 <= t <= 1 for t in values)):
+                raise ValueError(
+                    f"{name} holds {len(values)} values for {self.num_labels} labels; needed is one score between "
+                    "0 and 1 for each label, in the order of id2label (or None)."
+                )
 
 
 @strict

@@ -49,7 +49,7 @@ class AnyECGForSequenceClassification(AnyECGPreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        pooled = self._pool(outputs, lead_ids, attention_mask)
+        pooled = pool_tokens(outputs, lead_ids, attention_mask, self.config.pooling)
         logits = self.classifier(self.dropout(self.pooled_norm(pooled)))
         return AnyECGClassifierOutput(
             loss=None if labels is None else self._loss(logits.float(), labels),
@@ -57,18 +57,6 @@ class AnyECGForSequenceClassification(AnyECGPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _pool(self, outputs, lead_ids, attention_mask):
-        """Return mean, or mean and maximum, of the valid tokens: `(B, D)` or `(B, 2 * D)`."""
-        if self.config.pooling == "mean":
-            return outputs.pooler_output
-        states = outputs.last_hidden_state
-        valid = (lead_ids > 0)[..., None].expand(states.shape[:3])
-        if attention_mask is not None:
-            valid = valid & attention_mask.bool()
-        greatest = states.masked_fill(~valid[..., None], torch.finfo(states.dtype).min).amax((1, 2))
-        greatest = greatest.masked_fill(~valid.flatten(1).any(1, keepdim=True), 0)  # a record without a real patch
-        return torch.cat([outputs.pooler_output, greatest], dim=-1)
 
     def _loss(self, logits, labels):
         problem_type = self.config.problem_type or self._guess_problem_type(labels)
@@ -88,6 +76,19 @@ class AnyECGForSequenceClassification(AnyECGPreTrainedModel):
         if self.config.num_labels == 1:
             return "regression"
         return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+def pool_tokens(outputs, lead_ids, attention_mask, pooling):
+    """Return mean, or mean and maximum ("mean_max"), of the valid tokens of each record: `(B, D)` or `(B, 2 * D)`."""
+    if pooling == "mean":
+        return outputs.pooler_output
+    states = outputs.last_hidden_state
+    valid = (lead_ids > 0)[..., None].expand(states.shape[:3])
+    if attention_mask is not None:
+        valid = valid & attention_mask.bool()
+    greatest = states.masked_fill(~valid[..., None], torch.finfo(states.dtype).min).amax((1, 2))
+    greatest = greatest.masked_fill(~valid.flatten(1).any(1, keepdim=True), 0)  # a record without a real patch
+    return torch.cat([outputs.pooler_output, greatest], dim=-1)
 
 
 class AnyECGWaveformBlock(nn.Module):

@@ -278,7 +278,13 @@ class AnyECGPreTrainedModel(SavesItsCode, PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["AnyECGLayer", "AnyECGStem"]
-    _head_modules = ("code_head.", "classifier.", "pooled_norm.", "waveform_head.")  # what a new head may replace
+    _head_modules = (
+        "code_head.",
+        "classifier.",
+        "pooled_norm.",
+        "waveform_head.",
+        "record_head.",
+    )  # what a new head may replace
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, new_head: bool = False, **kwargs):

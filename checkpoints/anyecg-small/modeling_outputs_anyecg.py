@@ -74,6 +74,23 @@ class AnyECGReconstructionOutput(ModelOutput):
 
 
 @dataclass
+class AnyECGLongRecordOutput(ModelOutput):
+    """Output of `AnyECGForLongRecords`. W windows, C labels.
+
+    Attributes:
+        loss (`torch.Tensor`, *optional*): given when `labels` are.
+        logits (`torch.Tensor` of shape `(B, W, C)`): findings of each window, before the sigmoid.
+        record_logits (`torch.Tensor` of shape `(B, C)`): whether a record holds a finding at all, before the sigmoid.
+        counts (`torch.Tensor` of shape `(B, W, 2)`): expected number of beats, and of ventricular beats, of each window.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    record_logits: torch.FloatTensor | None = None
+    counts: torch.FloatTensor | None = None
+
+
+@dataclass
 class AnyECGQuantizerOutput(ModelOutput):
     """Output of `AnyECGRhythmQuantizer`. All losses are means over valid elements, before their weights.
 

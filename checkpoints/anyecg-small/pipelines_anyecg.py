@@ -1,4 +1,4 @@
-"""Pipelines `ecg-classification`, `ecg-reconstruction`, `ecg-feature-extraction`: from a record to a named result.
+"""Pipelines `ecg-classification`, `ecg-reconstruction`, `ecg-feature-extraction`, `ecg-long-record`: from a record to a result.
 
 A record is one item, however long: it is filtered whole and cut into overlapping windows (`window_seconds`,
 `hop_seconds` of its feature extractor); the windows of a batch of records go through the model together and are merged
@@ -14,6 +14,7 @@ from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModel,
+    AutoModelForAudioFrameClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForSequenceClassification,
     Pipeline,
@@ -26,6 +27,7 @@ from .checkpoint_code import InstalledPipelines, pipelines_in_config
 from .configuration_anyecg import AnyECGConfig
 from .feature_extraction_anyecg import NothingUsableError
 from .leads import LEAD_IDS, derivable, fill_limb_leads, resolve_lead_names
+from .long_record import by_second, own_share, share_of_beats, share_of_time, stretches
 from .quality_report import quality_report, warn_of_masks
 from .record_input import as_list_of_records
 from .records import read_record
@@ -42,7 +44,7 @@ _MEASURED, _DERIVED, _RESTORED, _UNKNOWN = range(4)  # where a sample of a recon
 
 
 class ECGPipeline(Pipeline):
-    """What the three pipelines share: forms of input, windows, batches, what is said of quality.
+    """What the pipelines share: forms of input, windows, batches, what is said of quality.
 
     Calling it takes one record or many, and `batch_size` (records at a time, 1), `num_workers`, and the options below.
 
@@ -483,10 +485,87 @@ class ECGReconstructionPipeline(ECGPipeline):
         return {**result, "quality": record["quality"]} if return_quality else result
 
 
+class ECGLongRecordPipeline(ECGPipeline):
+    """Findings over time of a record of minutes to a day, its beats, and its burdens; for a model with a record head.
+
+    Options: those of `ECGPipeline`.
+
+    Returns:
+        `dict`. W windows that could be read, S seconds of the record:
+        - `record_name`, `duration_seconds`; `analysed_seconds`: how many whole seconds a window holds.
+        - `findings`: does the record hold a finding at all? List of dicts as of `ecg-classification`, highest score first;
+          `threshold` is that of `config.record_thresholds`, 0.5 where none is stored.
+        - `burden`: `{label: 0 to 1}`. Of a rhythm the share of analysed seconds whose score reaches the label's threshold
+          (`config.thresholds`). Of "V" the share of ventricular beats among all beats. NaN where nothing can be said.
+        - `stretches`: `{label: [(start_seconds, end_seconds), ...]}`: where the score of a second reaches the threshold.
+        - `window_start_seconds` (W,), `window_seconds`; `window_scores` `{label: (W,)}`; `beats`, `ventricular_beats` (W,): the
+          expected number in each window.
+        - `second_scores` `{label: (S,)}`: mean over the windows that hold a second, NaN where none does.
+        - `quality`: see `quality_report`, with `return_quality=True`.
+
+    Example:
+        >>> long = pipeline("ecg-long-record", model="checkpoints/anyecg-small-long")  # doctest: +SKIP
+        >>> long("records/holter")["burden"]  # doctest: +SKIP
+        {'AF': 0.34, 'V': 0.02}
+    """
+
+    _needs = ("record_head", "AnyECGForLongRecords")
+
+    def _run(self, items):
+        return list(self.model.embed_windows(**self._model_inputs(items)))
+
+    def _forward(self, prepared, **options):
+        """Return the prepared records with `outputs`, what the model says of the windows of each, in float64."""
+        results = super()._forward(prepared, **options)
+        for record in results:
+            outputs = self.model(window_features=torch.stack(record.pop("windows"))[None])
+            record["outputs"] = {name: value[0].double().cpu().numpy() for name, value in outputs.items()}
+        return results
+
+    def postprocess(self, record, *, return_quality=False):
+        """Return the findings of one record from what the model says of its windows."""
+        config, quality = self.model.config, record["quality"]
+        labels = [config.id2label[index] for index in range(config.num_labels)]
+        scores, counts = expit(record["outputs"]["logits"]), record["outputs"]["counts"]  # (W, C), (W, 2)
+        spans = (record["start_seconds"], self.feature_extractor.window_seconds, quality["duration_seconds"])
+        seconds = by_second(scores, *spans)  # (S, C)
+        is_known = np.isfinite(seconds).all(1)
+        is_there = seconds >= np.array(config.thresholds or [0.5] * len(labels))  # NaN never is
+        beats, ventricular_beats = (counts * own_share(*spans)[:, None]).sum(0)
+        burden = {label: share_of_time(is_there[:, i], is_known) for i, label in enumerate(labels)}
+        if "V" in burden:
+            burden["V"] = share_of_beats(ventricular_beats, beats)
+        warn_of_masks(quality, record["record_name"])
+        result = {
+            "record_name": record["record_name"],
+            "duration_seconds": quality["duration_seconds"],
+            "analysed_seconds": int(is_known.sum()),
+            "findings": self._findings(expit(record["outputs"]["record_logits"]), labels),
+            "burden": burden,
+            "stretches": {label: stretches(is_there[:, i]) for i, label in enumerate(labels)},
+            "window_start_seconds": record["start_seconds"],
+            "window_seconds": self.feature_extractor.window_seconds,
+            "window_scores": dict(zip(labels, scores.T, strict=True)),
+            "beats": counts[:, 0],
+            "ventricular_beats": counts[:, 1],
+            "second_scores": dict(zip(labels, seconds.T, strict=True)),
+        }
+        return {**result, "quality": quality} if return_quality else result
+
+    def _findings(self, scores, labels):
+        thresholds = self.model.config.record_thresholds or [0.5] * len(labels)
+        findings = [
+            {"label": label, "score": float(score), "threshold": threshold, "positive": bool(score >= threshold)}
+            for label, score, threshold in zip(labels, scores, thresholds, strict=True)
+        ]
+        return sorted(findings, key=lambda finding: -finding["score"])
+
+
 TASKS = {
     "ecg-classification": (ECGClassificationPipeline, AutoModelForSequenceClassification),
     "ecg-reconstruction": (ECGReconstructionPipeline, AutoModelForMaskedImageModeling),
     "ecg-feature-extraction": (ECGFeatureExtractionPipeline, AutoModel),
+    "ecg-long-record": (ECGLongRecordPipeline, AutoModelForAudioFrameClassification),
 }
 
 
