@@ -62,7 +62,7 @@ def _run(folder, stage, division, *options, name=None):
         str(RECIPES / recipe), "--output_dir", str(folder / (name or _name(stage, division))),
         "--cache_dir", str(folder / "cache"), "--num_proc", "1", "--config", json.dumps(network),
         "--simulate", "40", "--max_train_records", "29", "--max_eval_records", "3", "--lead_subset_probability", "0.5",
-        "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3", "--logging_steps", "1", "--warmup_steps", "1",
+        "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3" if stage == "finetune" else "6", "--logging_steps", "1", "--warmup_steps", "1",
         "--adam_epsilon", "1e-4", "--per_device_train_batch_size", str(batch), "--disable_tqdm", "True",
         "--gradient_accumulation_steps", str(accumulation), "--per_device_eval_batch_size", str(2 // processes),
     ]  # fmt: skip

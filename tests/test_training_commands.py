@@ -26,6 +26,7 @@ from transformers import (
 import tokenization.train
 import training.evaluate
 import training.finetune
+import training.long_records
 import training.pretrain
 import training.reconstruct
 from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
@@ -453,6 +454,7 @@ _CLASSES = {
     "finetune": training.finetune.ARGUMENTS,
     "statements": training.finetune.ARGUMENTS,
     "reconstruction": training.reconstruct.ARGUMENTS,
+    "long": training.long_records.ARGUMENTS,
 }
 
 

@@ -85,7 +85,12 @@ def render_card(facts: dict, *, model, extractor, run: dict, results: dict) -> s
     )
     environment.filters |= FILTERS
     return environment.get_template(facts["template"]).render(
-        facts=facts, run=run, results=results, extractor=extractor, num_parameters=model.num_parameters()
+        facts=facts,
+        run=run,
+        results=results,
+        extractor=extractor,
+        config=model.config,
+        num_parameters=model.num_parameters(),
     )
 
 
