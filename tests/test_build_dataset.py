@@ -366,15 +366,45 @@ def clean_rows(tmp_path_factory):
     return rows_of(folder / "out")
 
 
+def write_kinds(source, kinds):
+    """Write a record of each kind into a folder of its own and return their names, which no two share."""
+    names = []
+    for number, kind in enumerate(kinds):
+        folder, name = source / str(number), f"A{9000 + number}"
+        write_challenge(folder, DAMAGED, **KEPT.get(kind, ({},))[0])
+        if kind in REJECTED:
+            write_challenge(folder, GOOD)  # for what points there
+            REJECTED[kind][0](folder)
+            os.remove(folder / f"{GOOD}.hea"), os.remove(folder / f"{GOOD}.mat")
+        for path in folder.iterdir():
+            path.rename(folder / path.name.replace(DAMAGED, name))
+        if (header := folder / f"{name}.hea").is_file() and not header.is_symlink():
+            header.write_bytes(header.read_bytes().replace(DAMAGED.encode(), name.encode()))
+        names.append(name)
+    return names
+
+
+@pytest.fixture(scope="module")
+def build_of_rejected(tmp_path_factory):
+    """Return reasons by kind, rows and folder of a build of `source` with one record more of each kind in `REJECTED`."""
+    folder = tmp_path_factory.mktemp("rejected")
+    write_challenge_corpus(folder / "source", CORPUS)
+    names = write_kinds(folder / "source", REJECTED)
+    found = reasons(build_corpus(CORPUS, folder / "source", folder / "out"))
+    assert set(found) == set(names)
+    return {kind: found[name] for kind, name in zip(REJECTED, names)}, rows_of(folder / "out"), folder
+
+
 @pytest.mark.parametrize("kind", REJECTED)
-def test_a_record_that_cannot_be_read_is_listed_with_its_reason_and_costs_no_other(kind, source, out, clean_rows):
-    damage, reason = REJECTED[kind]
-    damage(source)
-    report = build_corpus(CORPUS, source, out)
-    assert list(reasons(report)) == [DAMAGED] and reason in reasons(report)[DAMAGED]
-    assert rows_of(out) == {name: row for name, row in clean_rows.items() if name != DAMAGED}
-    written = b"".join(data for name, data in files_of(out).items() if name.endswith(".json")).decode()
-    assert str(source.parent) not in written
+def test_a_record_that_cannot_be_read_is_listed_with_its_reason(kind, build_of_rejected):
+    assert REJECTED[kind][1] in build_of_rejected[0][kind]
+
+
+def test_records_that_cannot_be_read_cost_no_other_and_reports_name_no_folder(build_of_rejected, clean_rows):
+    _, rows, folder = build_of_rejected
+    assert rows == clean_rows
+    written = b"".join(data for name, data in files_of(folder / "out").items() if name.endswith(".json")).decode()
+    assert str(folder) not in written
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -391,19 +421,9 @@ def test_a_record_with_a_doubtful_fact_is_kept_without_it_and_counted(kind, sour
 def test_counts_add_up_for_any_mixture_of_good_and_bad_records(kinds, tmp_path):
     for place in ("source", "out"):
         shutil.rmtree(tmp_path / place, ignore_errors=True)
-    for number, kind in enumerate(kinds):  # each in a folder of its own, named as no other
-        folder = tmp_path / "source" / str(number)
-        write_challenge(folder, DAMAGED, **KEPT.get(kind, ({},))[0])
-        if kind in REJECTED:
-            write_challenge(folder, GOOD)  # for what points there
-            REJECTED[kind][0](folder)
-            os.remove(folder / f"{GOOD}.hea"), os.remove(folder / f"{GOOD}.mat")
-        for path in folder.iterdir():
-            path.rename(folder / path.name.replace(DAMAGED, f"A{9000 + number}"))
-        if (header := folder / f"A{9000 + number}.hea").is_file() and not header.is_symlink():
-            header.write_bytes(header.read_bytes().replace(DAMAGED.encode(), f"A{9000 + number}".encode()))
+    names = write_kinds(tmp_path / "source", kinds)
     report = build_corpus(CORPUS, tmp_path / "source", tmp_path / "out")
-    assert set(reasons(report)) == {f"A{9000 + number}" for number, kind in enumerate(kinds) if kind in REJECTED}
+    assert set(reasons(report)) == {name for name, kind in zip(names, kinds) if kind in REJECTED}
     assert report["records_in"] == 3 and len(rows_of(tmp_path / "out")) == report["records_out"]
 
 

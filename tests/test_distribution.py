@@ -58,11 +58,12 @@ def _run(folder, stage, division, *options, name=None):
         objective = ["masked_codes", *RECORD_LOSSES] if stage == "record_losses" else [stage]
         options = ["--objective", *objective, "--unigram_records", "8", *options]
         options += ["--quantizer", str(folder / _name("ema", WHOLE))]
+    eval_steps = "3" if stage == "finetune" else "6"  # of two the better one is chosen
     argv = [
         str(RECIPES / recipe), "--output_dir", str(folder / (name or _name(stage, division))),
         "--cache_dir", str(folder / "cache"), "--num_proc", "1", "--config", json.dumps(network),
         "--simulate", "40", "--max_train_records", "29", "--max_eval_records", "3", "--lead_subset_probability", "0.5",
-        "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3" if stage == "finetune" else "6", "--logging_steps", "1", "--warmup_steps", "1",
+        "--max_steps", "6", "--save_steps", "3", "--eval_steps", eval_steps, "--logging_steps", "1", "--warmup_steps", "1",
         "--adam_epsilon", "1e-4", "--per_device_train_batch_size", str(batch), "--disable_tqdm", "True",
         "--gradient_accumulation_steps", str(accumulation), "--per_device_eval_batch_size", str(2 // processes),
     ]  # fmt: skip
