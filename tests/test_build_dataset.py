@@ -416,7 +416,7 @@ def test_a_record_with_a_doubtful_fact_is_kept_without_it_and_counted(kind, sour
     assert rows_of(out)[DAMAGED]["signal"] == clean_rows[DAMAGED]["signal"]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kinds=st.lists(st.sampled_from(["good", *REJECTED, *KEPT]), min_size=3, max_size=3))
 def test_counts_add_up_for_any_mixture_of_good_and_bad_records(kinds, tmp_path):
     for place in ("source", "out"):

@@ -33,7 +33,7 @@ QUANTIZER = NETWORK | {
 OBJECTIVES = ("record_losses", "masked_waveform", "latents")
 # "record_losses": masked codes with the losses of the whole record, shifted so far that some have no beats to tell
 RECORD_LOSSES = ["--beat_weight", "3", "--demography_weight", "0.5", "--max_shift_seconds", "9"]
-IN_BF16 = ("record_losses", "latents", "contrastive", "finetune")
+IN_BF16 = ("record_losses", "contrastive", "finetune")
 PLAIN = ["--weight_average_decay", "0", "--keep_best", "False"]  # as under FSDP
 PROBE = ["--head_start", "probe", *PLAIN]
 MAINS = {"tokenization.train": tokenization.train, "training.pretrain": training.pretrain,
