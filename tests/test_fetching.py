@@ -198,10 +198,9 @@ def test_a_body_of_unannounced_length_counts_only_with_the_right_sum(server, tmp
 
 def test_a_connection_that_falls_silent_is_given_up_and_resumed(server, tmp_path):
     server.files = {"a": BIG}
-    server.faults = {"a": [{"drop_at": 200_000, "hang": 2}]}
-    begin = time.monotonic()
+    server.faults = {"a": [{"drop_at": 200_000, "hang": 600}]}
     fetch(server, tmp_path, timeout=0.2)
-    assert time.monotonic() - begin < 1.5
+    assert server.at_once >= 1  # the first answer still hangs
     assert server.gets("a") == [None, "bytes=200000-"]
     assert_whole(server, tmp_path)
 

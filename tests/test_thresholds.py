@@ -1,7 +1,5 @@
 """training/thresholds.py: temperature, thresholds by F1, Youden's J and the Challenge score, starting bias."""
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score, f1_score
+from work import count_calls
 
 from training.ecg_metrics.classification_metrics import ChallengeWeights, challenge_score, load_challenge_weights
 from training.labels import LABEL_MAPS, MULTI, REGRESSION, SINGLE, build_task
@@ -121,16 +120,20 @@ def test_no_other_threshold_of_one_label_gives_a_higher_challenge_score(seed, nu
             assert _score_by_loops(targets, probabilities >= others, weights) <= reached + 1e-9
 
 
-def test_the_challenge_score_of_24_classes_is_climbed_in_seconds():
+def test_the_challenge_score_of_24_classes_is_climbed_with_little_work():
     names = build_task("challenge").names
     weights = load_challenge_weights(LABEL_MAPS / "challenge_weights.csv", names)
     generator = np.random.default_rng(0)
     logits = generator.normal(-3, 2, (2183, 24))
     targets = (generator.random(logits.shape) < expit(logits)).astype(float)
     thresholds, is_own = choose_thresholds(targets, expit(logits))
-    began = time.process_time()
-    found = climb_challenge_score(targets, expit(logits), thresholds, may_move=is_own, weights=weights)
-    assert time.process_time() - began < 10
+    found = []
+    num_calls = count_calls(
+        lambda: found.extend(
+            climb_challenge_score(targets, expit(logits), thresholds, may_move=is_own, weights=weights)
+        )
+    )
+    assert num_calls < 20 * logits.size
     before, after = (challenge_score(targets, expit(logits) >= each, weights) for each in (thresholds, found))
     assert after > before and all(threshold == round(threshold, 6) for threshold in found)
 

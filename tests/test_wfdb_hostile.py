@@ -7,7 +7,6 @@ import os
 import random
 import re
 import sys
-import time
 import tracemalloc
 
 import numpy as np
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from said import said
 from wfdb_files import BITS, check_sum, encode, write_record
+from work import count_calls
 
 from anyecg_hf.records import Record, read_record
 
@@ -255,7 +255,6 @@ def test_each_case_ends_as_it_should(tmp_path, case):
     assert old in HEADER
     text = HEADER.replace(old, new, count) if old else new
     (tmp_path / "r.hea").write_bytes(text.encode())
-    begin = time.process_time()
     tracemalloc.start()
     if ending not in (EXACT, SAID):
         with pytest.raises((ValueError, OSError, ImportError), match=ending) as error:
@@ -267,7 +266,7 @@ def test_each_case_ends_as_it_should(tmp_path, case):
         np.testing.assert_allclose(record.signal, expected, rtol=1e-6, atol=1e-30)
         assert bool(said(record)) == (ending == SAID), said(record)
         assert len(record.lead_names) == len(record.signal)
-    assert tracemalloc.get_traced_memory()[1] < 50e6 and time.process_time() - begin < 5
+    assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
 
 
@@ -496,15 +495,15 @@ def test_an_hour_of_a_day_is_read_without_the_day(tmp_path):
     assert record.signal.shape == (12, 30_000)
 
 
-def test_a_header_of_ten_thousand_signals_is_read_in_time(tmp_path):
-    num_signals = 10_000
-    (tmp_path / "r.dat").write_bytes(bytes(2 * num_signals * 50))
-    (tmp_path / "r.hea").write_text(f"r {num_signals} 500 50\n" + "r.dat 16 1 9 0 0 0 0 s\n" * num_signals)
-    begin = time.process_time()
-    record = read_record(tmp_path / "r")
-    assert record.signal.shape == (num_signals, 50) and len(set(record.lead_names)) == num_signals
-    assert len(record.warnings) == 1 and "bear one name" in record.warnings[0]
-    assert time.process_time() - begin < 8
+def test_the_work_for_a_header_of_ten_thousand_signals_grows_as_their_number(tmp_path):
+    def read(num_signals):
+        (tmp_path / "r.dat").write_bytes(bytes(2 * num_signals * 50))
+        (tmp_path / "r.hea").write_text(f"r {num_signals} 500 50\n" + "r.dat 16 1 9 0 0 0 0 s\n" * num_signals)
+        record = read_record(tmp_path / "r")
+        assert record.signal.shape == (num_signals, 50) and len(set(record.lead_names)) == num_signals
+        assert len(record.warnings) == 1 and "bear one name" in record.warnings[0]
+
+    assert count_calls(lambda: read(10_000)) < 11 * count_calls(lambda: read(1_000))
 
 
 # What is private
