@@ -1,7 +1,8 @@
 """The signals of a single-segment WFDB record, from its data files to millivolt: `SingleSegment`."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from .wfdb_decoding import (
 PLAUSIBLE_GAIN = (1e-2, 1e9)  # steps per mV
 
 
-class DataFile(NamedTuple):
+@dataclass(frozen=True)
+class DataFile:
     """A data file, and the signals that share it."""
 
     path: Path
@@ -38,7 +40,7 @@ class DataFile(NamedTuple):
         """Its first signal: storage format and offset are the same for all."""
         return next(iter(self.signals.values()))
 
-    @property
+    @cached_property  # a header may announce many thousand signals
     def per_frame(self):
         """Samples of a frame, of all signals together."""
         return sum(signal.samples_per_frame for signal in self.signals.values())
