@@ -22,6 +22,7 @@ from sklearn.linear_model import PoissonRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import pipeline
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.modeling_anyecg import AnyECGModel
@@ -148,7 +149,7 @@ def _pooled(states: torch.Tensor, batch, first: int, size: int, pooling: str) ->
     part, mask = states[:, :, first : first + size], batch["attention_mask"][:, :, first : first + size]
     weights = mask[..., None].to(part.dtype)
     mean = (part * weights).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)
-    outputs = type("Pooled", (), {"pooler_output": mean, "last_hidden_state": part})
+    outputs = BaseModelOutputWithPooling(last_hidden_state=part, pooler_output=mean)
     return pool_tokens(outputs, batch["lead_ids"], mask, pooling).numpy()
 
 
