@@ -6,6 +6,7 @@
 The whole page is one matplotlib axis in millimetres. It shows leads, times and findings, and nothing about the patient.
 """
 
+import io
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,6 +25,16 @@ try:
     from matplotlib.textpath import TextPath
 except ImportError:
     Figure = None
+else:
+
+    class _PageFigure(Figure):
+        """Shown in a notebook as a whole page, whatever backend is set: a backend's own way cuts its margins."""
+
+        def _repr_mimebundle_(self, include=None, exclude=None):
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png")
+            return {"image/png": buffer.getvalue()}
+
 
 MM_PER_SECOND = 25.0
 MM_PER_MV = 10.0
@@ -68,7 +79,7 @@ def plot_record(
         dpi (`int`): dots an inch of the figure; its size in millimetres does not depend on it.
 
     Returns:
-        `matplotlib.figure.Figure`, which belongs to no window: use its `savefig`, or show it in a notebook.
+        `matplotlib.figure.Figure`, which belongs to no window: use its `savefig`, or let it be the last line of a notebook's cell.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -86,7 +97,7 @@ def plot_record(
     rows = _rows(part, in_columns=explanation is None)
     num_keys = part.is_marked + (explanation is not None)
     page = _Page.for_rows(rows, part, findings, key_height=num_keys * _KEY_LINE)
-    figure = Figure(figsize=(page.width / 25.4, page.height / 25.4), dpi=dpi)
+    figure = _PageFigure(figsize=(page.width / 25.4, page.height / 25.4), dpi=dpi)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, page.width), ylim=(0, page.height))
     axes.set_axis_off()
