@@ -79,7 +79,7 @@ def plot_record(
         dpi (`int`): dots an inch of the figure; its size in millimetres does not depend on it.
 
     Returns:
-        `matplotlib.figure.Figure`, which belongs to no window: use its `savefig`, or let it be the last line of a notebook's cell.
+        `matplotlib.figure.Figure`, which belongs to no window: use its `savefig`, or end a notebook's cell with it.
 
     Raises:
         ImportError: matplotlib is not installed.

@@ -394,3 +394,13 @@ def test_real_records_are_drawn(real_ecg, tmp_path, path):
     plot_record(read_record(header), findings=FINDINGS).savefig(tmp_path / "record.png")
     picture = imread(tmp_path / "record.png")
     assert (picture[:, :, :3].max(2) < 0.3).sum() > 2000
+
+
+def test_a_notebook_shows_the_whole_page_whatever_its_backend_would_do():
+    formatters = pytest.importorskip("IPython.core.formatters", reason="IPython is not installed")
+    display = formatters.DisplayFormatter()
+    display.formatters["image/png"].for_type(plotting.Figure, lambda figure: b"cut")  # as the inline backend registers
+    figure = plot_record(step_record(), dpi=50)
+    shown, _ = display.format(figure)
+    width, height = (round(inches * 50) for inches in figure.get_size_inches())
+    assert np.abs(np.array(imread(io.BytesIO(shown["image/png"])).shape[:2]) - (height, width)).max() <= 1
