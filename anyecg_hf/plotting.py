@@ -1,7 +1,7 @@
 """A picture of a record on ECG paper, true to scale: 25 mm a second, 10 mm a millivolt; findings beside it, reasons on it.
 
     figure = plot_record(read_record("path/to/record"), findings=classify("path/to/record"))
-    figure.savefig("record.png")    # as it is: bbox_inches="tight" would cut the page
+    figure.savefig("record.png")
 
 The whole page is one matplotlib axis in millimetres. It shows leads, times and findings, and nothing about the patient.
 """
@@ -28,12 +28,12 @@ except ImportError:
 else:
 
     class _PageFigure(Figure):
-        """Shown in a notebook as a whole page, whatever backend is set: a backend's own way cuts its margins."""
+        """Shown by a notebook, which knows how to show a figure only where a window of pyplot could show it, too."""
 
-        def _repr_mimebundle_(self, include=None, exclude=None):
+        def _repr_png_(self):
             buffer = io.BytesIO()
             self.savefig(buffer, format="png")
-            return {"image/png": buffer.getvalue()}
+            return buffer.getvalue()
 
 
 MM_PER_SECOND = 25.0
@@ -309,6 +309,8 @@ def _up_to_5(length):
 
 def _draw_paper(axes, page):
     left, bottom, width, height = page.paper_left, page.paper_bottom, page.paper_width, page.paper_height
+    # All of the page, so that bbox_inches="tight", with which notebooks save, cuts nothing off.
+    axes.add_patch(Rectangle((0, 0), page.width, page.height, facecolor="white", edgecolor="none", zorder=-1))
     axes.add_patch(Rectangle((left, bottom), width, height, facecolor=_PAPER, edgecolor="none", zorder=0))
     for spacing, colour, line_width, order in ((1.0, _THIN_LINE, 0.3, 1), (5.0, _THICK_LINE, 0.6, 2)):
         upright = np.arange(0, width + 0.01, spacing) + left
