@@ -1,10 +1,13 @@
 """The checkpoints that ship: complete, small, up to date with the code, and their cards true to the results beside them."""
 
 import json
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 import anyecg_hf
 from anyecg_hf.hub import check_checkpoint
@@ -42,12 +45,24 @@ def test_the_code_in_a_checkpoint_is_that_of_the_package(folder):
 @each_checkpoint
 def test_a_card_has_licence_data_command_seed_and_the_warning(folder):
     card = (folder / "README.md").read_text()
-    metadata = yaml.safe_load(card.split("---")[1])
-    assert metadata["license"] and metadata["library_name"] == "transformers"
     for text in ("PTB-XL 1.0.3, folds 1-8", "--data DIR", "Seed 0", "Not a medical device", "## Limits", "CC BY 4.0"):
         assert text in card, text
     for text in ("## Intended use", "## What the weights have seen", "| code | ", "| weights | ", "| data | "):
         assert text in card, text
+
+
+@each_checkpoint
+def test_the_hub_reads_licence_task_data_and_results_from_a_card(folder):
+    data = ModelCard.load(folder / "README.md").data
+    assert (data.license, data.library_name, data.datasets) == ("apache-2.0", "transformers", ["ptb-xl"])
+    assert data.pipeline_tag in ("feature-extraction", "other") and "ecg" in data.tags
+    assert data.model_name == folder.name
+    index = yaml.safe_load((ROOT / "hub_cards" / f"{folder.name}.yaml").read_text())["index"]
+    for result, row in zip(data.eval_results, index, strict=True):
+        name, *keys = row["figure"].split(".")
+        measured = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        assert result.metric_value == pytest.approx(reduce(getitem, keys, measured), abs=5e-5)
+        assert result.dataset_split == "fold 9 (validation)"
 
 
 @each_checkpoint

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from types import SimpleNamespace
 
 import jinja2
@@ -127,6 +128,13 @@ def test_a_fact_that_is_empty_is_an_error(monkeypatch, evaluation):
     for name in ("intended_use", "seen", "licence_of_data", "groups"):
         with pytest.raises(ValueError, match=f"no {name}"):
             _classifier_card(monkeypatch, evaluation, facts={name: ""})
+
+
+def test_an_index_of_results_that_names_no_figure_gives_no_card(monkeypatch, evaluation):
+    row = {"task": "ecg-classification", "type": "f1", "name": "F1"}
+    for figure in ("statements_fold9.macro_f2", "other.macro_f1", "statements_fold9", "statements_fold9.command"):
+        with pytest.raises(ValueError, match=f"names {re.escape(figure)}, where no number is"):
+            _classifier_card(monkeypatch, evaluation, facts={"index": [row | {"figure": figure}]})
 
 
 def test_an_evaluation_of_other_thresholds_gives_no_card(monkeypatch, evaluation):

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import jinja2
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig
 
 import anyecg_hf
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path("hub_cards")
 RESULTS = Path("benchmarks/results")
 RUN = "run.json"  # in a checkpoint: what its card says of the run
-MAY_BE_EMPTY = {"pipeline_tag", "rates"}  # facts
+MAY_BE_EMPTY = {"rates"}  # facts
 MAX_MEGABYTES = 30
 
 
@@ -85,6 +86,7 @@ def render_card(facts: dict, *, model, extractor, run: dict, results: dict) -> s
     )
     environment.filters |= FILTERS
     return environment.get_template(facts["template"]).render(
+        metadata=metadata_of(facts, results),
         facts=facts,
         run=run,
         results=results,
@@ -92,6 +94,45 @@ def render_card(facts: dict, *, model, extractor, run: dict, results: dict) -> s
         config=model.config,
         num_parameters=model.num_parameters(),
     )
+
+
+def metadata_of(facts: dict, results: dict) -> str:
+    """Return what the Hub reads of a card, as YAML: licence, task, data, base model, and an index of results.
+
+    Raises:
+        ValueError: a figure that the index names is not in the results.
+    """
+    where = {f"dataset_{name}": value for name, value in facts["evaluated_on"].items()}
+    index = [
+        EvalResult(
+            task_type=row["task"],
+            metric_type=row["type"],
+            metric_name=row["name"],
+            metric_value=round(_figure(results, row["figure"]), 4),
+            **where,
+        )
+        for row in facts["index"]
+    ]
+    return ModelCardData(
+        license=facts["licence_of_weights"],
+        library_name="transformers",
+        pipeline_tag=facts["pipeline_tag"],
+        tags=["ecg", "electrocardiogram", "anyecg", *facts["tags"]],
+        datasets=facts["datasets"],
+        base_model=facts.get("base_model"),
+        model_name=facts["name"],
+        eval_results=index,
+    ).to_yaml()
+
+
+def _figure(results: dict, path: str) -> float:
+    """Return the figure at `path`, "FILE.key.key", of the result files."""
+    found = results
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, (int, float)):
+        raise ValueError(f"The index of results names {path}, where no number is.")
+    return found
 
 
 def _refuse_other_labels(config, evaluation: dict, name: str) -> None:
