@@ -12,9 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .leads import STANDARD_LEADS
-from .records import Record
+from .records import Record, is_simulated
 from .signal_ops import to_millivolt
-from .simulate import is_simulated
 
 try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

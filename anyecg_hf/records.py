@@ -9,6 +9,7 @@ import numpy as np
 
 from .signal_ops import HIGHEST_RATE, implausible_amplitude
 
+SIMULATED = "simulated"  # the first comment of every simulated record; a picture of it says so
 OLDEST_AGE = 120.0
 AGE_OVER_89 = 90.0  # what stands here for "over 89", which PTB-XL writes as 300
 _AGE = re.compile(r"<?\bage\b>?\s*[:=]\s*([^\s<,;]+)", re.IGNORECASE)
@@ -196,6 +197,12 @@ def _check_part(stated):
         raise ValueError(f"start_seconds is {stated.start_seconds!r}; a number of seconds from 0 on is accepted.")
     if stated.duration_seconds is not None and not 0 < stated.duration_seconds < float("inf"):
         raise ValueError(f"duration_seconds is {stated.duration_seconds!r}; a number above 0, or None for all.")
+
+
+def is_simulated(record):
+    """Return whether a `Record`, or what else pipelines take for one, says of itself that it was simulated."""
+    comments = record.get("comments") if isinstance(record, dict) else getattr(record, "comments", None)
+    return any(str(comment).strip().lower().startswith(SIMULATED) for comment in comments or [])
 
 
 def parse_comments(comments):

@@ -22,9 +22,8 @@ from scipy.interpolate import CubicSpline
 from scipy.signal import firwin, oaconvolve
 
 from .leads import FRANK_LEADS, STANDARD_LEADS, derive_limb_leads, resolve_lead_names
-from .records import Annotation, Record
+from .records import SIMULATED, Annotation, Record
 
-SIMULATED = "simulated"  # the first comment of every simulated record; a picture of it says so
 RHYTHMS = {
     "sinus": "sinus",
     "atrial fibrillation": "atrial fibrillation",
@@ -227,11 +226,6 @@ def _annotations(options, beats):
     places = [(round(moment * options.sampling_rate), "V" if is_v else "N") for moment, is_v in beats]
     marks = [Annotation(sample, symbol) for sample, symbol in sorted(places) if 0 <= sample < num_samples]
     return [Annotation(0, "+", rhythm), *marks]
-
-
-def is_simulated(record):
-    """Return whether a `Record` says of itself that it was simulated."""
-    return any(str(comment).strip().lower().startswith(SIMULATED) for comment in record.comments or [])
 
 
 # ---- when the heart beats ------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install anyecg-hf[plot]")
 
 from anyecg_hf import read_record
-from anyecg_hf.simulate import is_simulated, simulate_record
+from anyecg_hf.records import is_simulated
+from anyecg_hf.simulate import simulate_record
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 FINDINGS = [

@@ -15,7 +15,7 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.modeling_anyecg import AnyECGModel
 from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
 from anyecg_hf.pipelines_anyecg import ECGClassificationPipeline, register_pipelines
-from anyecg_hf.records import read_record
+from anyecg_hf.records import is_simulated, read_record
 from anyecg_hf.simulate import simulate_record
 
 TOLERANCE = 1e-5  # float32, sums in another order
@@ -534,6 +534,14 @@ def test_restored_leads_stay_marked_when_the_result_is_given_again(reconstruct):
     assert np.array_equal(again["restored"], first["restored"]) and np.array_equal(again["derived"], first["derived"])
     measured = ~first["restored"] & ~first["derived"]
     assert measured.any(1).sum() == 3
+
+
+def test_a_record_that_was_simulated_says_so_when_restored_and_nothing_else_of_its_comments_is_kept(reconstruct):
+    record = simulate_record(3, lead_names=["I", "II", "V2"])
+    record.comments.append("Doe, John")
+    assert is_simulated(reconstruct(record)) and "Doe" not in str(reconstruct(record)["comments"])
+    measured = dataclasses.replace(record, comments=["Doe, John"])
+    assert reconstruct(measured)["comments"] == [] and not is_simulated(reconstruct(measured))
 
 
 def test_a_result_of_other_pipelines_says_what_of_its_record_was_restored(reconstruct, classify):

@@ -3,9 +3,9 @@ import pytest
 from scipy.signal import find_peaks, welch
 
 from anyecg_hf.leads import STANDARD_LEADS
-from anyecg_hf.records import Record
+from anyecg_hf.records import Record, is_simulated
 from anyecg_hf.signal_ops import resample
-from anyecg_hf.simulate import DOWER_TRANSFORM, is_simulated, simulate_record
+from anyecg_hf.simulate import DOWER_TRANSFORM, simulate_record
 
 QUIET = {"noise_mv": 0.0, "heart_rate_variability": 0.0}
 

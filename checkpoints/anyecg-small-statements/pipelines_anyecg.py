@@ -30,7 +30,7 @@ from .leads import LEAD_IDS, derivable, fill_limb_leads, resolve_lead_names
 from .long_record import by_second, own_share, share_of_beats, share_of_time, stretches
 from .quality_report import quality_report, warn_of_masks
 from .record_input import as_list_of_records
-from .records import read_record
+from .records import SIMULATED, is_simulated, read_record
 
 _LIBRARY_OPTIONS = {"local_files_only"}  # the library hands these on to every pipeline
 _PREPROCESS, _FORWARD, _POSTPROCESS = range(3)
@@ -397,6 +397,7 @@ class ECGReconstructionPipeline(ECGPipeline):
         - `signal` `(leads, samples)` float32, NaN where it is none of measured, derived, restored; `sampling_rate`;
           `lead_names` in standard order; `units` ("mV"); `record_name`.
         - `restored`, `derived`: bool `(leads, samples)`: the model's work; algebra on two limb leads.
+        - `comments`: those of the record are left out; of one that was simulated, that it was.
         - `quality`: see `quality_report`, of the record as it was given (not with `return_quality=False`).
     """
 
@@ -426,6 +427,7 @@ class ECGReconstructionPipeline(ECGPipeline):
             for item, start in items
         ]
         prepared["lead_names"], prepared["asked"] = names, _in_standard_order({*kept, *wanted})
+        prepared["comments"] = [SIMULATED] if is_simulated(record) else []
         return prepared
 
     def _made_before(self, record, lead_names, item, start, lead_aliases):
@@ -481,6 +483,7 @@ class ECGReconstructionPipeline(ECGPipeline):
             "record_name": record["record_name"],
             "restored": restored[rows],
             "derived": (source == _DERIVED)[rows],
+            "comments": record["comments"],
         }
         return {**result, "quality": record["quality"]} if return_quality else result
 
