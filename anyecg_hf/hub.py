@@ -1,7 +1,7 @@
 """Checkpoints as flat folders that need nothing else: weights, configuration, feature extractor, code, card.
 
 `carry_code`, called by `import anyecg_hf`, makes a plain `save_pretrained` or `push_to_hub` bring the code along.
-`export_checkpoint` writes model and feature extractor together and checks the folder.
+`export_checkpoint` writes model and feature extractor together, with a reference pair, and checks the folder.
 """
 
 import json
@@ -21,6 +21,7 @@ if is_torch_available():
     from .modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
     from .modeling_anyecg_long import AnyECGForLongRecords
     from .modeling_anyecg_quantizer import AnyECGRhythmQuantizer
+    from .reference_pair import write_reference
 
 _ABSOLUTE_IMPORT = re.compile(r"^\s*(?:from|import)\s+anyecg_hf\b", re.MULTILINE)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -40,7 +41,7 @@ def carry_code():
 
 
 def export_checkpoint(model, feature_extractor, folder, *, card=None):
-    """Write a complete checkpoint: what `pipeline`, the Auto classes and a reader need, in one flat folder.
+    """Write a complete checkpoint: what `pipeline`, the Auto classes, a reader and `verify` need, in one flat folder.
 
     Args:
         model (`AnyECGPreTrainedModel`): the quantizer, the backbone or a head.
@@ -54,12 +55,14 @@ def export_checkpoint(model, feature_extractor, folder, *, card=None):
         `pathlib.Path`: the folder.
 
     Raises:
-        ValueError: model and feature extractor do not belong together, or `check_checkpoint` finds something amiss.
+        ValueError: model and feature extractor do not belong together, the model's outputs are not finite, or
+            `check_checkpoint` finds something amiss.
     """
     folder = Path(folder)
     _refuse_strangers(model, feature_extractor)
     model.save_pretrained(folder)
     feature_extractor.save_pretrained(folder)
+    write_reference(model, feature_extractor, folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     check_checkpoint(folder)
