@@ -7,9 +7,9 @@ In the file: `signal`, int16 `(2, leads, samples)`, with its rate, unit and lead
 the outputs by name, see `_outputs`. Of an output of more than 1,024 values every n-th is kept, see `_thinned`. The metadata
 also hold the settings that decide what the numbers mean.
 
-    python -I reference_pair.py FOLDER
+    python -P anyecg_hf/reference_pair.py FOLDER
 
-verifies a folder as someone without this package loads it: this file imports nothing of the package for that.
+verifies a folder as someone without this package loads it, by the code in the folder: nothing of the package is imported.
 """
 
 import copy
@@ -310,5 +310,10 @@ def _refused(folder, amiss):
 
 
 if __name__ == "__main__":
-    sys.modules["anyecg_hf"] = None  # importing it is an error from here on, also where it is installed
-    print(json.dumps(verify_folder(sys.argv[1], trust_remote_code=True)))
+    for name in ("anyecg_hf", "tokenization", "training"):
+        sys.modules[name] = None  # importing it is an error from here on, also where it is installed
+    try:
+        print(json.dumps(verify_folder(sys.argv[1], trust_remote_code=True)))
+    except (ValueError, OSError, ImportError, RuntimeError) as error:  # RuntimeError: weights of another shape
+        print(error)
+        sys.exit(1)
