@@ -165,7 +165,7 @@ def test_a_private_repository_stays_private(hub, folder):
     ("method", "path"),
     [
         ("POST", "/repos/create"),
-        ("GET", f"/datasets/{REPO}$"),
+        ("GET", f"/datasets/{REPO}/revision/main$"),
         ("GET", "/tree/"),
         ("POST", "/validate-yaml"),
         ("POST", "/preupload/"),

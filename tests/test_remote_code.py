@@ -98,12 +98,16 @@ def expected(folders, record, path):
     return found
 
 
-def run_elsewhere(root, name, job, blocked=()):
-    """Run the script on `job` in a process of its own, in an empty folder, and return its results."""
+def run_elsewhere(root, name, job, blocked=(), **settings):
+    """Run the script on `job` in a process of its own, in an empty folder, and return its results.
+
+    Args:
+        settings: of its environment, beside or instead of those that keep it offline.
+    """
     home = root / f"{name} home"
     (home / "elsewhere").mkdir(parents=True, exist_ok=True)
     kinds = ("models", "extractors", "pipelines")
-    job = {**{kind: {} for kind in kinds}, **{f"save_{kind}_to": {} for kind in kinds}, **job}
+    job = {**{kind: {} for kind in kinds}, **{f"save_{kind}_to": {} for kind in kinds}, "refused": {}, **job}
     job |= {"blocked": list(blocked), "num_threads": torch.get_num_threads(), "results": str(home / "results.npz")}
     (home / "job.json").write_text(json.dumps(job))
     keep = {
@@ -114,6 +118,7 @@ def run_elsewhere(root, name, job, blocked=()):
         "HF_MODULES_CACHE": str(home / "modules"),
         "HF_HUB_OFFLINE": "1",
         "HOME": str(home),
+        **settings,
     }
     command = [sys.executable, "-I", str(SCRIPT), str(home / "job.json")]
     done = subprocess.run(command, cwd=home / "elsewhere", env=env, capture_output=True, text=True, timeout=300)
@@ -154,7 +159,7 @@ def loaded(root, folders, path, record_file):
     job = {
         "record": record_file,
         "models": models,
-        "extractors": {"codes": sources["quantizer"]},
+        "extractors": {"codes": {"folder": sources["quantizer"]}},
         "pipelines": pipelines,
         "save_models_to": {name: str(root / f"again {name}") for name in ("classifier", "classifier by Hub id")},
         "save_extractors_to": {"codes": str(root / "again codes")},
@@ -172,7 +177,7 @@ def loaded_again(root, loaded, path, record_file):
     job = {
         "record": record_file,
         "models": {"classifier": {**from_model, "auto_class": MODELS["classifier"][1], "output": "logits"}},
-        "extractors": {"codes": sources["again codes"]},
+        "extractors": {"codes": {"folder": sources["again codes"]}},
         "pipelines": {
             "saved as a model": from_model,
             "saved as a pipeline": {**from_model, "folder": sources["again pipeline"]},
