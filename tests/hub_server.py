@@ -27,7 +27,8 @@ def running_hub():
 class HubServer(ThreadingHTTPServer):
     """`repos[id].commits` is a list of (sha, path -> bytes) of main, `.branches` and `.tags` hold the others by name. `faults` is
     a list of (method, pattern of the path, what) to be used up, the first that fits; what: a status, "drop" for no answer,
-    "half" of one, or a function of the hub that returns one of these or None. `bodies` is all that clients have sent."""
+    "half" of one, or a function of the hub that returns one of these or None. `bodies` is all that clients have sent, `ranges`
+    what parts of files they have asked for."""
 
     daemon_threads = True
     request_queue_size = 64  # the client sends several files at once
@@ -35,7 +36,7 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.repos, self.uploaded, self.faults, self.requests, self.bodies = {}, {}, [], [], []
+        self.repos, self.uploaded, self.faults, self.requests, self.bodies, self.ranges = {}, {}, [], [], [], []
         self.lock = threading.Lock()
 
     def add_repo(self, repo_id, private=False):
@@ -236,6 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         headers |= {"Accept-Ranges": "bytes"}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+            self.server.ranges.append(self.headers["Range"])
             headers |= {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
             return self._answer(206, content[first : last + 1], headers)
         return self._answer(200, content, headers)

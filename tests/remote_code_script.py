@@ -34,6 +34,11 @@ def main():
     with np.load(JOB["record"]) as arrays:
         record = {"signal": arrays["signal"], "sampling_rate": float(arrays["sampling_rate"]), "units": "mV"}
         record["lead_names"] = arrays["lead_names"].tolist()
+    for name, source in JOB["refused"].items():
+        try:
+            AutoConfig.from_pretrained(source["folder"], **how_to_load(source))
+        except (OSError, ValueError) as error:
+            RESULTS[name] = np.array(str(error))
     for name, source in JOB["models"].items():
         model = run_model(name, source, record)
         if name in JOB["save_models_to"]:
@@ -49,11 +54,6 @@ def main():
         RESULTS[name] = numbers(pipe(source["input"]))
         if name in JOB["save_pipelines_to"]:
             pipe.save_pretrained(JOB["save_pipelines_to"][name])
-    for name, source in JOB["refused"].items():
-        try:
-            AutoConfig.from_pretrained(source["folder"], **how_to_load(source))
-        except (OSError, ValueError) as error:
-            RESULTS[name] = np.array(str(error))
     assert not any(module.split(".")[0] == "anyecg_hf" for module in sys.modules)
     np.savez(JOB["results"], **RESULTS)
 

@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
 from huggingface_hub import CommitInfo, get_token
 
 from anyecg_hf import reference_pair
@@ -89,8 +90,12 @@ def verify_in_clean_process(folder: Path, *, name: str) -> None:
         name: of the folder, for messages.
 
     Raises:
-        ValueError: it does not load there, or does not give what its reference pair says.
+        ValueError: it does not load there, or does not give what its reference pair says; or the library is too old for it.
     """
+    if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 10):
+        raise ValueError(
+            f"Transformers {transformers.__version__} loads no folder by its own code; pushing needs 5.10."
+        )
     with tempfile.TemporaryDirectory() as home:
         env = {key: value for key, value in os.environ.items() if not key.startswith(OF_THE_HUB)}
         env |= {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
