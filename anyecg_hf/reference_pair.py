@@ -40,7 +40,7 @@ _SIGNAL, _CODES = "signal", "extractor.rhythm_codes"
 _RATE, _UNITS = 250, "uV"  # another rate and unit than any model's: both conversions are checked
 _MOST_VALUES = 1024
 _MOST_BYTES = 2_000_000
-_NEEDED_FILES = ("*.json", "*.safetensors", "*.py")
+_NEEDED_FILES = ("*.json", "*.py", "model*.safetensors", REFERENCE)
 _OF_THE_LIBRARY = ("auto_map", "feature_extractor_type", "processor_class", "_name_or_path", "name_or_path")
 _HOW_TO_GET_ONE = "Write one with export_checkpoint(model, feature_extractor, folder) of anyecg_hf.hub"
 
