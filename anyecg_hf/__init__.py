@@ -52,6 +52,7 @@ if is_torch_available():
         ECGReconstructionPipeline,
         register_pipelines,
     )
+    from .reference_pair import verify
 
     AutoModel.register(AnyECGConfig, AnyECGModel, exist_ok=True)
     AutoModel.register(AnyECGQuantizerConfig, AnyECGRhythmQuantizer, exist_ok=True)
@@ -77,4 +78,5 @@ if is_torch_available():
         "ECGReconstructionPipeline",
         "Explanation",
         "explain",
+        "verify",
     ]

@@ -6,6 +6,8 @@ and they make all of the models, extractors and pipelines travel with each saved
 elsewhere.
 """
 
+from .training_files import keep_training_files_home
+
 
 def auto_map(model_type):
     """Return `{name of an Auto class: "module.Class"}` for config.json: every class that can load the `model_type`.
@@ -63,7 +65,9 @@ class SavesItsCode:
             self.config.auto_map = auto_map(self.config.model_type)
             if self.config.model_type == "anyecg":
                 self.config.custom_pipelines = pipelines_in_config()
-        return super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            keep_training_files_home(save_directory)
 
 
 class InstalledPipelines:

@@ -25,6 +25,7 @@ from .signal_quality import (
     sample_flags,
     saturated_samples,
 )
+from .training_files import keep_training_files_home
 
 # Keys that the library writes into preprocessor_config.json or hands to the constructor on its own account.
 _LIBRARY_KEYS = {
@@ -258,6 +259,12 @@ class AnyECGFeatureExtractor(FeatureExtractionMixin):
             error.items, error.start_seconds = left_out, np.array(starts) / self.sampling_rate
             raise error
         return items, np.array(kept) / self.sampling_rate
+
+    def save_pretrained(self, save_directory, push_to_hub=False, **kwargs):
+        """Write preprocessor_config.json and the code to a folder; arguments as for `FeatureExtractionMixin.save_pretrained`."""
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        keep_training_files_home(save_directory)
+        return files
 
     def pad(self, features, return_tensors=None):
         """Return a batch of items: leads filled up to the largest count (`lead_ids` 0), time to the longest, masks too.

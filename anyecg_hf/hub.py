@@ -1,7 +1,7 @@
 """Checkpoints as flat folders that need nothing else: weights, configuration, feature extractor, code, card.
 
 `carry_code`, called by `import anyecg_hf`, makes a plain `save_pretrained` or `push_to_hub` bring the code along.
-`export_checkpoint` writes model and feature extractor together and checks the folder.
+`export_checkpoint` writes model and feature extractor together, with a reference pair, and checks the folder.
 """
 
 import json
@@ -15,15 +15,16 @@ from .checkpoint_code import extractor_class
 from .configuration_anyecg import AnyECGConfig, AnyECGQuantizerConfig
 from .feature_extraction_anyecg import AnyECGFeatureExtractor
 from .feature_extraction_anyecg_rhythm import AnyECGRhythmFeatureExtractor
+from .training_files import PICKLES
 
 if is_torch_available():
     from .modeling_anyecg import AnyECGForMaskedCodeModeling, AnyECGModel
     from .modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGForSequenceClassification
     from .modeling_anyecg_long import AnyECGForLongRecords
     from .modeling_anyecg_quantizer import AnyECGRhythmQuantizer
+    from .reference_pair import REFERENCE, write_reference
 
 _ABSOLUTE_IMPORT = re.compile(r"^\s*(?:from|import)\s+anyecg_hf\b", re.MULTILINE)
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def carry_code():
@@ -40,7 +41,7 @@ def carry_code():
 
 
 def export_checkpoint(model, feature_extractor, folder, *, card=None):
-    """Write a complete checkpoint: what `pipeline`, the Auto classes and a reader need, in one flat folder.
+    """Write a complete checkpoint: what `pipeline`, the Auto classes, a reader and `verify` need, in one flat folder.
 
     Args:
         model (`AnyECGPreTrainedModel`): the quantizer, the backbone or a head.
@@ -54,12 +55,14 @@ def export_checkpoint(model, feature_extractor, folder, *, card=None):
         `pathlib.Path`: the folder.
 
     Raises:
-        ValueError: model and feature extractor do not belong together, or `check_checkpoint` finds something amiss.
+        ValueError: model and feature extractor do not belong together, the model's outputs are not finite, or
+            `check_checkpoint` finds something amiss.
     """
     folder = Path(folder)
     _refuse_strangers(model, feature_extractor)
     model.save_pretrained(folder)
     feature_extractor.save_pretrained(folder)
+    write_reference(model, feature_extractor, folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     check_checkpoint(folder)
@@ -81,11 +84,33 @@ def check_checkpoint(folder):
     ]
     if not list(folder.glob("model*.safetensors")):
         amiss.append("weights are missing (model.safetensors)")
-    amiss += [f"{path.name} may hold a pickle" for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    amiss += [f"{path.name} may hold a pickle" for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if not amiss:
         amiss += _code_amiss(folder)
     if amiss:
         raise ValueError(f"{folder} is no complete checkpoint: {'; '.join(amiss)}. Write it with export_checkpoint.")
+
+
+def checkpoint_files(folder):
+    """Return the names of the files of a checkpoint that belong to it, sorted; whatever else lies in its folder does not.
+
+    These are README.md, LICENSE, config.json, preprocessor_config.json, the weights, the reference pair, run.json of
+    training.publish, and the modules that the two JSON files name, with all that those import.
+
+    Args:
+        folder (`str` or `os.PathLike`): that `check_checkpoint` has passed.
+    """
+    folder = Path(folder)
+    index = folder / "model.safetensors.index.json"
+    weights = {"model.safetensors"}
+    if not (folder / "model.safetensors").is_file():  # else it is what loads, and shards are left over
+        weights = {index.name, *json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    modules, waiting = set(), {module for module, _ in _entries(folder)}
+    while waiting:
+        modules |= waiting
+        waiting = {name for module in waiting for name in get_relative_imports(folder / f"{module}.py")} - modules
+    names = {"README.md", "LICENSE", "config.json", "preprocessor_config.json", REFERENCE, "run.json"} | weights
+    return sorted(name for name in names | {f"{module}.py" for module in modules} if (folder / name).is_file())
 
 
 def _refuse_strangers(model, feature_extractor):
@@ -105,17 +130,26 @@ def _refuse_strangers(model, feature_extractor):
             )
 
 
-def _code_amiss(folder):
+def _entries(folder):
+    """Return the pairs `(module, class name)` that config.json and preprocessor_config.json name."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    options = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-    auto_map = {**config.get("auto_map", {}), **options.get("auto_map", {})}
+    entries = [*_auto_map(folder).values(), *(each["impl"] for each in config.get("custom_pipelines", {}).values())]
+    return sorted({tuple(entry.split(".")) for entry in entries})
+
+
+def _auto_map(folder):
+    texts = [(folder / name).read_text(encoding="utf-8") for name in ("config.json", "preprocessor_config.json")]
+    return {name: entry for text in texts for name, entry in json.loads(text).get("auto_map", {}).items()}
+
+
+def _code_amiss(folder):
+    auto_map = _auto_map(folder)
     amiss = [
         f"no auto_map entry for {name}"
         for name in ("AutoConfig", "AutoModel", "AutoFeatureExtractor")
         if name not in auto_map
     ]
-    entries = [*auto_map.values(), *(each["impl"] for each in config.get("custom_pipelines", {}).values())]
-    for module, class_name in sorted({tuple(entry.split(".")) for entry in entries}):
+    for module, class_name in _entries(folder):
         path = folder / f"{module}.py"
         if not path.is_file() or f"class {class_name}(" not in path.read_text(encoding="utf-8"):
             amiss.append(f"{module}.py with {class_name} is missing")

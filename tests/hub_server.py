@@ -1,7 +1,8 @@
-"""A local server that speaks the Hub's protocol for dataset repositories, as far as pushing and loading go."""
+"""A local server that speaks the Hub's protocol for model and dataset repositories, as far as pushing and loading go."""
 
 import base64
 import contextlib
+import fnmatch
 import hashlib
 import json
 import re
@@ -10,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
-TOKEN = "hf_writes"
+TOKEN, READS = "hf_writes", "hf_reads"  # any other token is none
+LARGE = (".parquet", ".safetensors", ".bin", ".pt")  # kept in the large file store
 
 
 @contextlib.contextmanager
@@ -23,8 +25,10 @@ def running_hub():
 
 
 class HubServer(ThreadingHTTPServer):
-    """`repos[id].commits` is a list of (sha, path -> bytes); `faults` a list of (method, pattern of the path, status, "drop"
-    or function of the hub that returns one or None) to be used up, the first that fits."""
+    """`repos[id].commits` is a list of (sha, path -> bytes) of main, `.branches` and `.tags` hold the others by name. `faults` is
+    a list of (method, pattern of the path, what) to be used up, the first that fits; what: a status, "drop" for no answer,
+    "half" of one, or a function of the hub that returns one of these or None. `bodies` is all that clients have sent, `ranges`
+    what parts of files they have asked for."""
 
     daemon_threads = True
     request_queue_size = 64  # the client sends several files at once
@@ -32,19 +36,21 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.repos, self.uploaded, self.faults, self.requests = {}, {}, [], []
+        self.repos, self.uploaded, self.faults, self.requests, self.bodies, self.ranges = {}, {}, [], [], [], []
         self.lock = threading.Lock()
 
     def add_repo(self, repo_id, private=False):
-        self.repos[repo_id] = SimpleNamespace(private=private, commits=[])
+        main = []
+        self.repos[repo_id] = SimpleNamespace(private=private, commits=main, branches={"main": main}, tags={})
         self.commit(repo_id, {".gitattributes": b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"})
 
-    def commit(self, repo_id, files):
-        commits = self.repos[repo_id].commits
-        commits.append((hashlib.sha1(f"{repo_id} {len(commits)}".encode()).hexdigest(), files))
+    def commit(self, repo_id, files, branch="main"):
+        commits = self.repos[repo_id].branches[branch]
+        commits.append((_sha1(f"{repo_id} {branch} {len(commits)}".encode()), files))
 
-    def files(self, repo_id):
-        return {path: content for path, content in self.repos[repo_id].commits[-1][1].items() if path[0] != "."}
+    def files(self, repo_id, branch="main"):
+        files = self.repos[repo_id].branches[branch][-1][1]
+        return {path: content for path, content in files.items() if path != ".gitattributes"}
 
     def asked(self, method, pattern):
         return [path for each, path in self.requests if each == method and re.search(pattern, path)]
@@ -52,6 +58,7 @@ class HubServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    is_cut = False  # half of the answer is sent, then the connection breaks
     disable_nagle_algorithm = True  # or each answer waits 40 ms for its second half
 
     def log_message(self, *_):
@@ -62,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with hub.lock:
             hub.requests.append((self.command, path))
+            hub.bodies.append(body)
             fault = next((each for each in hub.faults if each[0] == self.command and re.search(each[1], path)), None)
             if fault:
                 hub.faults.remove(fault)
@@ -69,7 +77,8 @@ class Handler(BaseHTTPRequestHandler):
             if status == "drop":
                 self.close_connection = True
                 return None
-            if status:
+            self.is_cut = status == "half"
+            if status and not self.is_cut:
                 return self._answer(status, b"<html>trouble</html>", {"X-Error-Message": "not for you"})
             for method, pattern, answer in ROUTES:
                 if method == self.command and (match := re.fullmatch(pattern, path)):
@@ -84,7 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if self.is_cut else content)
+        self.close_connection = self.close_connection or self.is_cut
 
     def _json(self, value, status=200):
         self._answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -92,21 +102,29 @@ class Handler(BaseHTTPRequestHandler):
     def _error(self, status, code):
         self._answer(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
+    def _token(self):
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+
     def _may_write(self):
-        if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+        if self._token() == TOKEN:
             return True
         self._error(403, "Forbidden")
         return False
 
     def _repo(self, repo_id):
-        if repo_id not in self.server.repos:
-            self._error(404, "RepoNotFound")
-        return self.server.repos.get(repo_id)
+        """Return a repository, None after an answer that says there is none: the Hub tells nobody else of a private one."""
+        repo = self.server.repos.get(repo_id)
+        if self._token() not in ("", TOKEN, READS):
+            return self._answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        if repo is None or (repo.private and not self._token()):
+            return self._error(404 if self._token() else 401, "RepoNotFound")
+        return repo
 
     def _state(self, repo_id, revision):
         """Return (sha, files) of a revision, None after an answer that says there is none."""
         if repo := self._repo(repo_id):
-            states = {sha: (sha, files) for sha, files in repo.commits} | {"main": repo.commits[-1]}
+            states = {commit[0]: commit for commits in repo.branches.values() for commit in commits} | repo.tags
+            states |= {branch: commits[-1] for branch, commits in repo.branches.items()}
             if revision not in states:
                 self._error(404, "RevisionNotFound")
             return states.get(revision)
@@ -121,21 +139,36 @@ class Handler(BaseHTTPRequestHandler):
         is_new = repo_id not in self.server.repos
         if is_new:
             self.server.add_repo(repo_id, asked.get("visibility") == "private" or bool(asked.get("private")))
-        self._json({"url": f"{self.server.url}/datasets/{repo_id}"}, 200 if is_new else 409)
+        self._json({"url": f"{self.server.url}/{_folder(asked.get('type'))}{repo_id}"}, 200 if is_new else 409)
+
+    def branch(self, body, kind, repo_id, branch):
+        if self._may_write():
+            branches = self.server.repos[repo_id].branches
+            is_new = branch not in branches
+            branches.setdefault(branch, list(branches["main"]))
+            self._json({}, 200 if is_new else 409)
+
+    def tag(self, body, kind, repo_id, revision):
+        if (state := self._state(repo_id, revision)) and self._may_write():
+            self.server.repos[repo_id].tags[json.loads(body)["tag"]] = state
+            self._json({})
 
     def validate(self, body):
         self._json({"errors": [], "warnings": []})
 
-    def preupload(self, body, repo_id, revision):
-        _, files = self._state(repo_id, revision)
-        answers = []
-        for path in (each["path"] for each in json.loads(body)["files"]):
-            mode = "lfs" if path.endswith(".parquet") else "regular"
+    def preupload(self, body, kind, repo_id, revision):
+        if not (state := self._state(repo_id, revision)):
+            return
+        files, asked, answers = state[1], json.loads(body), []
+        ignored = asked.get("gitIgnore") or files.get(".gitignore", b"").decode()
+        for path in (each["path"] for each in asked["files"]):
+            mode = "lfs" if path.endswith(LARGE) else "regular"
             old = _oid(files[path], mode) if path in files else None
-            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": old})
+            is_ignored = any(fnmatch.fnmatch(path.rpartition("/")[2], line) for line in ignored.splitlines())
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": is_ignored, "oid": old})
         self._json({"files": answers})
 
-    def batch(self, body, repo_id):
+    def batch(self, body, kind, repo_id):
         if not self._may_write():
             return
         objects = []
@@ -150,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.uploaded[oid] = body
         self._answer(200, b"")
 
-    def commit(self, body, repo_id, revision):
+    def commit(self, body, kind, repo_id, revision):
         sha, files = self._state(repo_id, revision)
         header, *operations = (json.loads(line) for line in body.splitlines())
         if not self._may_write():
@@ -165,19 +198,19 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             else:
                 files[value["path"]] = self.server.uploaded[value["oid"]]
-        self.server.commit(repo_id, files)
-        sha = self.server.repos[repo_id].commits[-1][0]
-        self._json({"commitUrl": f"{self.server.url}/datasets/{repo_id}/commit/{sha}", "commitOid": sha})
+        self.server.commit(repo_id, files, revision)
+        sha = self.server.repos[repo_id].branches[revision][-1][0]
+        self._json({"commitUrl": f"{self.server.url}/{_folder(kind)}{repo_id}/commit/{sha}", "commitOid": sha})
 
     # What loading needs
 
-    def info(self, body, repo_id, revision=None):
+    def info(self, body, kind, repo_id, revision=None):
         if state := self._state(repo_id, revision or "main"):
             siblings = [{"rfilename": path} for path in state[1]]
             private = self.server.repos[repo_id].private
             self._json({"id": repo_id, "sha": state[0], "private": private, "tags": [], "siblings": siblings})
 
-    def tree(self, body, repo_id, revision, below):
+    def tree(self, body, kind, repo_id, revision, below):
         if state := self._state(repo_id, revision):
             entries = {}
             for path, content in state[1].items():
@@ -190,12 +223,12 @@ class Handler(BaseHTTPRequestHandler):
             entries = {path: each for path, each in entries.items() if len(path) > len(below)}
             self._json([each for path, each in entries.items() if is_recursive or path.count("/") == depth])
 
-    def paths_info(self, body, repo_id, revision):
+    def paths_info(self, body, kind, repo_id, revision):
         if state := self._state(repo_id, revision):
             paths = _asked_paths(body, self.headers.get("Content-Type", ""))
             self._json([_entry(path, state[1][path]) for path in paths if path in state[1]])
 
-    def resolve(self, body, repo_id, revision, path):
+    def resolve(self, body, kind, repo_id, revision, path):
         if not (state := self._state(repo_id, revision)):
             return None
         if path not in state[1]:
@@ -204,26 +237,34 @@ class Handler(BaseHTTPRequestHandler):
         headers |= {"Accept-Ranges": "bytes"}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+            self.server.ranges.append(self.headers["Range"])
             headers |= {"Content-Range": f"bytes {first}-{last}/{len(content)}"}
             return self._answer(206, content[first : last + 1], headers)
         return self._answer(200, content, headers)
 
 
-_REPO = r"([\w.-]+/[\w.-]+)"
+_API = r"/api/(models|datasets)/([\w.-]+/[\w.-]+)"
+_FILES = r"(/datasets)?/([\w.-]+/[\w.-]+)"
 ROUTES = [
     ("POST", r"/api/repos/create", Handler.create),
+    ("POST", rf"{_API}/branch/([^/]+)", Handler.branch),
+    ("POST", rf"{_API}/tag/([^/]+)", Handler.tag),
     ("POST", r"/api/validate-yaml", Handler.validate),
-    ("POST", rf"/api/datasets/{_REPO}/preupload/([^/]+)", Handler.preupload),
-    ("POST", rf"/datasets/{_REPO}\.git/info/lfs/objects/batch", Handler.batch),
+    ("POST", rf"{_API}/preupload/([^/]+)", Handler.preupload),
+    ("POST", rf"{_FILES}\.git/info/lfs/objects/batch", Handler.batch),
     ("PUT", r"/lfs/(\w+)", Handler.put),
-    ("POST", rf"/api/datasets/{_REPO}/commit/([^/]+)", Handler.commit),
-    ("GET", rf"/api/datasets/{_REPO}", Handler.info),
-    ("GET", rf"/api/datasets/{_REPO}/revision/([^/]+)", Handler.info),
-    ("GET", rf"/api/datasets/{_REPO}/tree/([^/]+)/?(.*)", Handler.tree),
-    ("POST", rf"/api/datasets/{_REPO}/paths-info/([^/]+)", Handler.paths_info),
-    ("GET", rf"/datasets/{_REPO}/resolve/([^/]+)/(.+)", Handler.resolve),
-    ("HEAD", rf"/datasets/{_REPO}/resolve/([^/]+)/(.+)", Handler.resolve),
+    ("POST", rf"{_API}/commit/([^/]+)", Handler.commit),
+    ("GET", _API, Handler.info),
+    ("GET", rf"{_API}/revision/([^/]+)", Handler.info),
+    ("GET", rf"{_API}/tree/([^/]+)/?(.*)", Handler.tree),
+    ("POST", rf"{_API}/paths-info/([^/]+)", Handler.paths_info),
+    ("GET", rf"{_FILES}/resolve/([^/]+)/(.+)", Handler.resolve),
+    ("HEAD", rf"{_FILES}/resolve/([^/]+)/(.+)", Handler.resolve),
 ]
+
+
+def _folder(kind):
+    return "datasets/" if kind in ("dataset", "datasets") else ""
 
 
 def _sha1(content):
@@ -239,7 +280,7 @@ def _oid(content, mode):
 
 def _entry(path, content):
     entry = {"type": "file", "path": path, "size": len(content), "oid": _oid(content, "regular")}
-    if path.endswith(".parquet"):
+    if path.endswith(LARGE):
         entry["lfs"] = {"oid": _oid(content, "lfs"), "size": len(content), "pointerSize": 130}
     return entry
 

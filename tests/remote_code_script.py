@@ -34,18 +34,23 @@ def main():
     with np.load(JOB["record"]) as arrays:
         record = {"signal": arrays["signal"], "sampling_rate": float(arrays["sampling_rate"]), "units": "mV"}
         record["lead_names"] = arrays["lead_names"].tolist()
+    for name, source in JOB["refused"].items():
+        try:
+            AutoConfig.from_pretrained(source["folder"], **how_to_load(source))
+        except (OSError, ValueError) as error:
+            RESULTS[name] = np.array(str(error))
     for name, source in JOB["models"].items():
         model = run_model(name, source, record)
         if name in JOB["save_models_to"]:
             target = JOB["save_models_to"][name]
             model.save_pretrained(target)
-            extractor(source["folder"]).save_pretrained(target)
+            extractor(source).save_pretrained(target)
     for name, source in JOB["extractors"].items():
         RESULTS[name] = extractor(source)(record)["rhythm_codes"]
         if name in JOB["save_extractors_to"]:
             extractor(source).save_pretrained(JOB["save_extractors_to"][name])
     for name, source in JOB["pipelines"].items():
-        pipe = pipeline(source["task"], model=source["folder"], trust_remote_code=True)
+        pipe = pipeline(source["task"], model=source["folder"], **how_to_load(source))
         RESULTS[name] = numbers(pipe(source["input"]))
         if name in JOB["save_pipelines_to"]:
             pipe.save_pretrained(JOB["save_pipelines_to"][name])
@@ -53,16 +58,20 @@ def main():
     np.savez(JOB["results"], **RESULTS)
 
 
+def how_to_load(source):
+    return {"trust_remote_code": True, **{name: source[name] for name in ("revision", "token") if name in source}}
+
+
 def extractor(source):
-    return AutoFeatureExtractor.from_pretrained(source, trust_remote_code=True)
+    return AutoFeatureExtractor.from_pretrained(source["folder"], **how_to_load(source))
 
 
 def run_model(name, source, record):
-    config = AutoConfig.from_pretrained(source["folder"], trust_remote_code=True)
+    config = AutoConfig.from_pretrained(source["folder"], **how_to_load(source))
     auto_class = getattr(transformers, source["auto_class"])
-    model = auto_class.from_pretrained(source["folder"], trust_remote_code=True)
+    model = auto_class.from_pretrained(source["folder"], **how_to_load(source))
     assert type(model).__module__.startswith("transformers_modules.") and config.model_type == model.config.model_type
-    batch = extractor(source["folder"])(record, return_tensors="pt")
+    batch = extractor(source)(record, return_tensors="pt")
     batch.pop("rhythm_codes", None)
     with torch.no_grad():
         RESULTS[name] = getattr(model(**batch), source["output"]).numpy()

@@ -35,6 +35,11 @@ def test_a_checkpoint_loads_without_missing_or_surplus_weights(folder):
 
 
 @each_checkpoint
+def test_a_checkpoint_gives_what_it_gave_when_it_was_exported(folder):
+    assert max(anyecg_hf.verify(folder).values()) <= 1e-5
+
+
+@each_checkpoint
 def test_the_code_in_a_checkpoint_is_that_of_the_package(folder):
     """After a change of `anyecg_hf`: python -m training.publish --refresh checkpoints/*"""
     package = Path(anyecg_hf.__file__).parent

@@ -112,7 +112,7 @@ def saved_config(folder):
 @every_class
 def test_weights_are_saved_as_safetensors_only(case, saved):
     files = {path.name for path in saved(make_model(case)).iterdir() if path.suffix != ".py"}  # beside the code
-    assert files == {"config.json", "model.safetensors"}
+    assert files == {"config.json", "model.safetensors", ".gitignore"}
 
 
 @every_class

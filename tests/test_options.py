@@ -33,6 +33,12 @@ def test_every_refused_option_has_a_case_here():
     assert GIVEN.keys() == ACCEPTED.keys()
 
 
+def test_a_trainer_that_is_told_to_push_refuses_too(tmp_path):
+    trainer = AnyECGTrainer(torch.nn.Linear(1, 1), AnyECGTrainingArguments(str(tmp_path), use_cpu=True))
+    with pytest.raises(ValueError, match="push_to_hub: not accepted.*training.push_to_hub"):
+        trainer.push_to_hub()
+
+
 @pytest.mark.parametrize("name", sorted(KNOWN & GIVEN.keys()))
 def test_an_option_that_is_not_taken_is_refused_with_advice(name):
     with pytest.raises(ValueError, match=rf"^--{name} .*: not accepted\. .{{20}}"):

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import jinja2
@@ -12,10 +13,12 @@ import yaml
 from conftest import ROOT
 
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
+from anyecg_hf.modeling_anyecg import AnyECGForMaskedCodeModeling
+from anyecg_hf.reference_pair import REFERENCE
 from training.checkpointing import without_nan
 from training.classifier_report import Predictions, compare_groups, group_records, report_of
 from training.labels import build_task
-from training.publish import describe_run, render_card
+from training.publish import describe_run, refresh, render_card
 
 
 def test_the_records_seen_are_those_of_all_processes(tmp_path):
@@ -53,6 +56,29 @@ def test_the_card_of_lead_generation_shows_each_case_and_method(monkeypatch):
         and "| G7 | algebra | 21.50 (20.50 to 22.50) |  |" in card
     )
     assert "plot_record" in card and "All about it." in card
+
+
+def test_code_that_gives_other_numbers_does_not_refresh_a_checkpoint(tmp_path, monkeypatch):
+    """After a change that is meant, delete reference.safetensors: then there is a new one."""
+    monkeypatch.chdir(ROOT)
+    folder = shutil.copytree(ROOT / "checkpoints" / "anyecg-small", tmp_path / "anyecg-small")
+    pair = (folder / REFERENCE).read_bytes()
+    refresh(folder)
+    assert (folder / REFERENCE).read_bytes() == pair
+    monkeypatch.setattr(AnyECGForMaskedCodeModeling, "forward", _doubled(AnyECGForMaskedCodeModeling.forward))
+    with pytest.raises(ValueError, match="model.logits differs"):
+        refresh(folder)
+    assert (folder / REFERENCE).read_bytes() == pair
+    (folder / REFERENCE).unlink()
+    refresh(folder)
+    assert (folder / REFERENCE).read_bytes() != pair
+
+
+def _doubled(forward):
+    def doubled(self, input_values, **inputs):
+        return forward(self, 2 * input_values, **inputs)
+
+    return doubled
 
 
 # The card of a classifier

@@ -12,7 +12,7 @@ import pytest
 from hub_server import TOKEN, running_hub
 from huggingface_hub import constants
 
-from training import publish_dataset
+from training import hub_push
 from training.publish_dataset import dataset_files, push_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def write_report(folder, corpus, out, rejected=1):
 def hub(monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr(publish_dataset, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(hub_push, "PAUSES", (0.01, 0.01))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with running_hub() as hub:
@@ -165,7 +165,7 @@ def test_a_private_repository_stays_private(hub, folder):
     ("method", "path"),
     [
         ("POST", "/repos/create"),
-        ("GET", f"/datasets/{REPO}$"),
+        ("GET", f"/datasets/{REPO}/revision/main$"),
         ("GET", "/tree/"),
         ("POST", "/validate-yaml"),
         ("POST", "/preupload/"),

@@ -5,16 +5,11 @@ Real processes, isolated (`python -I`), in which importing `anyecg_hf` fails, wi
 loads what was exported here, and saves it again; the second loads what the first has saved.
 """
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import transformers
+from elsewhere import run_elsewhere
 from packaging.version import Version
 from tiny_checkpoints import put_into_hub_cache, tiny_model, tiny_quantizer, write_record
 from transformers import AutoFeatureExtractor, pipeline
@@ -27,7 +22,6 @@ from anyecg_hf.modeling_anyecg_heads import AnyECGForLeadReconstruction, AnyECGF
 from anyecg_hf.modeling_anyecg_long import AnyECGForLongRecords
 from anyecg_hf.simulate import simulate_record
 
-SCRIPT = Path(__file__).resolve().parent / "remote_code_script.py"
 MODELS = {  # name: (model class, Auto class, output compared)
     "backbone": (AnyECGModel, "AutoModel", "last_hidden_state"),
     "pretraining": (AnyECGForMaskedCodeModeling, "AutoModelForPreTraining", "logits"),
@@ -98,30 +92,6 @@ def expected(folders, record, path):
     return found
 
 
-def run_elsewhere(root, name, job, blocked=()):
-    """Run the script on `job` in a process of its own, in an empty folder, and return its results."""
-    home = root / f"{name} home"
-    (home / "elsewhere").mkdir(parents=True, exist_ok=True)
-    kinds = ("models", "extractors", "pipelines")
-    job = {**{kind: {} for kind in kinds}, **{f"save_{kind}_to": {} for kind in kinds}, **job}
-    job |= {"blocked": list(blocked), "num_threads": torch.get_num_threads(), "results": str(home / "results.npz")}
-    (home / "job.json").write_text(json.dumps(job))
-    keep = {
-        key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TMPDIR") if key in os.environ
-    }
-    env = keep | {
-        "HF_HOME": str(home),
-        "HF_MODULES_CACHE": str(home / "modules"),
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(home),
-    }
-    command = [sys.executable, "-I", str(SCRIPT), str(home / "job.json")]
-    done = subprocess.run(command, cwd=home / "elsewhere", env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(home / "results.npz") as arrays:
-        return dict(arrays)
-
-
 def source(folder, home, name):
     """Return what loads `folder` in the process whose cache is in `home`: its path, with an old library a Hub id."""
     if LOCAL_FOLDERS_ARE_WHOLE:
@@ -154,7 +124,7 @@ def loaded(root, folders, path, record_file):
     job = {
         "record": record_file,
         "models": models,
-        "extractors": {"codes": sources["quantizer"]},
+        "extractors": {"codes": {"folder": sources["quantizer"]}},
         "pipelines": pipelines,
         "save_models_to": {name: str(root / f"again {name}") for name in ("classifier", "classifier by Hub id")},
         "save_extractors_to": {"codes": str(root / "again codes")},
@@ -172,7 +142,7 @@ def loaded_again(root, loaded, path, record_file):
     job = {
         "record": record_file,
         "models": {"classifier": {**from_model, "auto_class": MODELS["classifier"][1], "output": "logits"}},
-        "extractors": {"codes": sources["again codes"]},
+        "extractors": {"codes": {"folder": sources["again codes"]}},
         "pipelines": {
             "saved as a model": from_model,
             "saved as a pipeline": {**from_model, "folder": sources["again pipeline"]},

@@ -19,7 +19,10 @@ NO_COMPILING = "It was not tried here, and a run taken up again might be compile
 _NO_FSDP = (
     "Start with `accelerate launch --config_file training/recipes/fsdp2.yaml`, which says what is cut into shards."
 )
-_NO_PUSH = "Checkpoints stay here. When the run has ended, see `python -m training.publish --help`."
+NO_PUSH = (
+    "Checkpoints stay here. When the run has ended: `python -m training.publish`, then `python -m training.push_to_hub`, as "
+    "docs/publishing.md says."
+)
 
 # name: (accepted values, what to do)
 ACCEPTED = {
@@ -58,7 +61,7 @@ ACCEPTED = {
     "optim_target_modules": ((None,), "None of the accepted optimizers reads it: leave it out."),
     "parallelism_config": ((None,), "Processes divide the records and, under FSDP2 or DeepSpeed, the weights: leave it out."),
     "prediction_loss_only": ((False,), _OF_THE_METRICS),
-    "push_to_hub": ((False,), _NO_PUSH),
+    "push_to_hub": ((False,), NO_PUSH),
     "remove_unused_columns": ((False,), "The collator makes the columns that the models read: leave it out."),
     "restore_callback_states_from_checkpoint": ((False,), f"{_BY_THE_COMMAND}: leave it out."),
     "resume_from_checkpoint": (

@@ -8,7 +8,7 @@ figures come from. A fact or figure that is missing is an error: no card has an 
     python -m training.publish --refresh checkpoints/NAME
 
 writes the code that travels with a checkpoint anew, after a change of `anyecg_hf`, and its card, after a change of the template,
-of `hub_cards/NAME.yaml` or of a result; the weights stay as they are.
+of `hub_cards/NAME.yaml` or of a result; weights and reference pair stay, and the new code must give what the pair says.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers import AutoConfig
 
 import anyecg_hf
 from anyecg_hf.hub import export_checkpoint
+from anyecg_hf.reference_pair import REFERENCE
 
 from .checkpointing import ARGUMENTS, FINISHED, load_extractor, write_json
 from .commands import run_command
@@ -173,16 +174,24 @@ def publish(facts_file: str | Path, *, run: str | Path, output: str | Path) -> P
 
 
 def refresh(folder: str | Path) -> None:
-    """Save a checkpoint over itself, with the code and the card as they are now; its weights do not change.
+    """Save a checkpoint over itself, with the code and the card as they are now; weights and reference pair do not change.
 
     Raises:
+        ValueError: with the code as it is now the checkpoint does not give what its reference pair says. Where that is meant,
+            delete reference.safetensors first: then a new one is written.
         FileNotFoundError: there are no facts of this name in `hub_cards`, or the folder was not written by `publish`.
     """
     folder = Path(folder)
     model, extractor = load_model(folder)
     run = json.loads((folder / RUN).read_text())
     card = card_of(TEMPLATES / f"{folder.resolve().name}.yaml", model=model, extractor=extractor, run=run)
+    pair = folder / REFERENCE
+    kept = pair.read_bytes() if pair.is_file() else None
+    if kept:
+        anyecg_hf.verify(folder)
     export_checkpoint(model, extractor, folder, card=card)
+    if kept:
+        pair.write_bytes(kept)  # rounding differs between machines: it would drift
 
 
 def main(argv: list[str]) -> None:

@@ -11,32 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet
 import yaml
 from datasets.data_files import sanitize_patterns
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, metadata_load
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import metadata_load
 
-logger = logging.getLogger(__name__)
+from .hub_push import Target, in_one_line, push_files, run_push
 
 CARD = "README.md"
 OWN_FOLDERS = ("data/", "cards/", "reports/")  # on the Hub, too: whatever else is there is left alone
 UNFINISHED = ".unfinished"  # in the name of a file that the build is still writing
-PAUSES = (2, 8, 30, 120)  # seconds before the next try where the Hub is in trouble
-TEMPORARY, REFUSED, CHANGED = (408, 429, 500, 502, 503, 504), (401, 403, 404), 412
 
 
 def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Return the address of the commit with which the Hub has exactly the dataset in `folder`.
-
-    Readers see the state before or after, never one between: everything is one commit, with the state it was made for as
-    its parent. (`upload_folder` makes several of a large folder.) Files are sent before it; a second try, or the same
-    call after a break, does not send again what has arrived.
+    """Return the address of the commit with which the Hub has exactly the dataset in `folder`; see `push_files`.
 
     Args:
         folder: a whole build, see `dataset_files`.
@@ -49,19 +39,9 @@ def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False, tok
         PermissionError: the Hub does not let this token write.
         ConnectionError: no answer or trouble on the Hub, after several tries; or someone else pushed at the same time.
     """
-    folder = Path(folder)
+    folder, target = Path(folder), Target(repo_id, "dataset", private)
     files = dataset_files(folder)
-    api = HfApi(token=token)
-    pauses = iter(PAUSES)
-    while True:
-        try:
-            return _commit(api, folder, files, repo_id, private)
-        except (HTTPError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: one file could not be sent
-            pause = next(pauses, None)
-            if pause is None or not _is_temporary(error):
-                raise _explained(error, repo_id) from error
-            logger.warning("%s: %s; next try in %s seconds", repo_id, _in_one_line(error), pause)
-            time.sleep(pause)
+    return push_files(folder, files, target, is_own=lambda path: path.startswith(OWN_FOLDERS), token=token).commit_url
 
 
 def dataset_files(folder: Path) -> list[str]:
@@ -101,7 +81,7 @@ def _counts_amiss(folder: Path, shards: list[str]) -> list[str]:
         try:
             num_rows[corpus] = num_rows.get(corpus, 0) + pyarrow.parquet.read_metadata(folder / shard).num_rows
         except pyarrow.ArrowInvalid as error:
-            amiss.append(f"{shard} is no whole Parquet file ({_in_one_line(error)})")
+            amiss.append(f"{shard} is no whole Parquet file ({in_one_line(error)})")
     for corpus, rows in sorted(num_rows.items()):
         report = folder / "reports" / f"{corpus}.json"
         if not corpus:
@@ -142,64 +122,9 @@ def _configs_amiss(folder: Path, shards: list[str]) -> list[str]:
                     amiss.append(f"{CARD}: {config['config_name']}, {split}: there is no {', '.join(patterns)}")
     # NotImplementedError: an absolute path in data_files
     except (ValueError, KeyError, TypeError, NotImplementedError, yaml.YAMLError) as error:
-        reason = _in_one_line(error)
+        reason = in_one_line(error)
         return [f"{CARD} lacks `configs:` with config_name and data_files in its YAML head ({reason})"]
     return amiss + [f"{shard} is in none of the `configs:` of {CARD}" for shard in shards if shard not in named]
-
-
-def _commit(api: HfApi, folder: Path, files: list[str], repo_id: str, private: bool) -> str:
-    """Make the repository hold `files` and return the commit's address. Done again, it makes no second commit."""
-    repo = {"repo_id": repo_id, "repo_type": "dataset"}
-    repo["repo_id"] = api.create_repo(**repo, private=private, exist_ok=True).repo_id
-    before = api.repo_info(**repo)
-    if private and not before.private:
-        raise ValueError(f"{repo_id} is public: make it private in its settings, or push without `private`.")
-    present = api.list_repo_files(**repo, revision=before.sha)
-    gone = sorted(path for path in set(present) - set(files) if path.startswith(OWN_FOLDERS))
-    operations = [CommitOperationDelete(path, is_folder=False) for path in gone]
-    operations += [CommitOperationAdd(path, folder / path) for path in files]
-    logger.info("%s: %d files, %d to be deleted", repo_id, len(files), len(gone))
-    message = f"{len(files)} files from anyecg-hf"
-    return api.create_commit(**repo, operations=operations, commit_message=message, parent_commit=before.sha).commit_url
-
-
-def _http_error(error: Exception) -> HTTPError | None:
-    """Return what the Hub or the network answered, also where the client has wrapped it."""
-    return next((each for each in (error, error.__cause__) if isinstance(each, HTTPError)), None)
-
-
-def _status(error: Exception) -> int | None:
-    http_error = _http_error(error)
-    return http_error.response.status_code if isinstance(http_error, HfHubHTTPError) else None
-
-
-def _is_temporary(error: Exception) -> bool:
-    if isinstance(error, json.JSONDecodeError):  # a page of a gateway in the Hub's place
-        return True
-    return _http_error(error) is not None and _status(error) in (None, *TEMPORARY)  # None: no answer
-
-
-def _explained(error: Exception, repo_id: str) -> OSError:
-    reason, status = _in_one_line(error).rstrip(".") + ".", _status(error)
-    if status in REFUSED:
-        return PermissionError(
-            f"{repo_id}: the Hub refuses: {reason} Accepted is a token with write access: `hf auth login`, HF_TOKEN or "
-            "`token=`. Readers see what they saw before."
-        )
-    if status == CHANGED:
-        return ConnectionError(
-            f"{repo_id} was changed by someone else during this push: {reason} Look at it, then push again. Nothing of "
-            "this push is seen."
-        )
-    return ConnectionError(
-        f"{repo_id}: {reason} Readers see the old state or the whole new one. Run the same again: what has arrived is "
-        "not sent again."
-    )
-
-
-def _in_one_line(error: Exception) -> str:
-    reason = f"{error} {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else f"{error}"
-    return " ".join(reason.split()) or type(error).__name__
 
 
 def main(argv: list[str]) -> None:
@@ -212,10 +137,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on where it was")
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    run_push(main)

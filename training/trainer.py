@@ -28,6 +28,7 @@ from .health import PatchRate, TensorBoard, refuse_collapse
 from .kept_weights import BestWeights, Kept, WeightAverage, write_weights
 from .launch import check_launch, keep_float32_beside_shards
 from .objectives import Objective
+from .options import NO_PUSH
 from .stopping import stop_if_asked
 
 logger = logging.getLogger(__name__)
@@ -226,6 +227,10 @@ class AnyECGTrainer(Trainer):
             return
         with self.average.applied_to(self.model):
             yield
+
+    def push_to_hub(self, *args, **kwargs):
+        """Raise: the library would upload the whole output folder, unverified."""
+        raise ValueError(f"push_to_hub: not accepted. {NO_PUSH}")
 
     def _get_output_dir(self, trial):
         return str(self._unfinished) if self._unfinished else super()._get_output_dir(trial)
