@@ -35,12 +35,10 @@ def main():
 
 
 def command():
-    """Push as `python -m training.push_to_hub` does, mark it by a tag, then spoil main."""
+    """Push as `python -m training.push_to_hub` does, then spoil main."""
     sys.argv[1:] = JOB["command"]
     runpy.run_module("training.push_to_hub", run_name="__main__")
-    api = HfApi()
-    api.create_tag(JOB["repo"], tag=JOB["tag"])
-    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=JOB["repo"])
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=JOB["repo"])
 
 
 def train(extractor):

@@ -150,8 +150,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def tag(self, body, kind, repo_id, revision):
         if (state := self._state(repo_id, revision)) and self._may_write():
-            self.server.repos[repo_id].tags[json.loads(body)["tag"]] = state
-            self._json({})
+            tags, name = self.server.repos[repo_id].tags, json.loads(body)["tag"]
+            is_new = name not in tags
+            tags.setdefault(name, state)
+            self._json({}, 200 if is_new else 409)
+
+    def refs(self, body, kind, repo_id):
+        if repo := self._repo(repo_id):
+            branches = {name: commits[-1] for name, commits in repo.branches.items()}
+            refs = {"branches": ("heads", branches), "tags": ("tags", repo.tags)}
+            self._json({
+                key: [{"name": name, "ref": f"refs/{below}/{name}", "targetCommit": state[0]} for name, state in states.items()]
+                for key, (below, states) in refs.items()
+            } | {"converts": []})  # fmt: skip
 
     def validate(self, body):
         self._json({"errors": [], "warnings": []})
@@ -255,6 +266,7 @@ ROUTES = [
     ("PUT", r"/lfs/(\w+)", Handler.put),
     ("POST", rf"{_API}/commit/([^/]+)", Handler.commit),
     ("GET", _API, Handler.info),
+    ("GET", rf"{_API}/refs", Handler.refs),
     ("GET", rf"{_API}/revision/([^/]+)", Handler.info),
     ("GET", rf"{_API}/tree/([^/]+)/?(.*)", Handler.tree),
     ("POST", rf"{_API}/paths-info/([^/]+)", Handler.paths_info),

@@ -25,11 +25,22 @@ from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.hub import check_checkpoint, checkpoint_files, export_checkpoint
 from anyecg_hf.simulate import simulate_record
 from training import hub_push, push_to_hub
-from training.push_to_hub import push_checkpoint
+from training.push_to_hub import card_on_hub, push_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 REPO, USER = "clinic/any-ecg.tiny", "marta-quill"
-CARD = "---\nlicense: apache-2.0\n---\n# A classifier\n"
+CARD = """---
+license: apache-2.0
+base_model: anyecg-small
+---
+# A classifier
+
+    classify = pipeline("ecg-classification", model="checkpoints/classifier")
+    python -m training.evaluate --checkpoint checkpoints/classifier
+"""
+ON_HUB = CARD.replace("anyecg-small", "clinic/anyecg-small").replace(
+    '"checkpoints/classifier"', '"clinic/any-ecg.tiny"'
+)
 STRANGERS = {  # what may lie in a folder and is none of a checkpoint
     "optimizer.safetensors": b"state", "results.json": b"{}", "r1.dat": b"samples", "r1.hea": b"r1 12 500", ".env": b"HF_TOKEN",
     ".cache/x": b"x", "model-00001-of-00002.safetensors": b"left over", "notes.py": b"import os\n", "recordings/r2.edf": b"0",
@@ -50,8 +61,8 @@ def exported(root):
     return folder
 
 
-def on_disk(folder):
-    return {name: (folder / name).read_bytes() for name in checkpoint_files(folder)}
+def pushed(folder, card=ON_HUB):
+    return {name: (folder / name).read_bytes() for name in checkpoint_files(folder)} | {"README.md": card.encode()}
 
 
 def environment(hub, home):
@@ -93,7 +104,7 @@ def user(hub, root, exported):
         "no revision": {"checkpoint": REPO, "revision": "v2"},
         "no pair": {"checkpoint": "clinic/plain"},
     }
-    command = ["--checkpoint", str(exported), "--repo", REPO, "--private"]
+    command = ["--checkpoint", str(exported), "--repo", REPO, "--private", "--tag", "v1"]
     job = {"command": command, "repo": REPO, "tag": "v1", "refused": refused, "token": TOKEN}
     (root / "job.json").write_text(json.dumps(job))
     said = run(hub, root / "user", str(ROOT / "tests" / "hub_client_script.py"), str(root / "job.json")).splitlines()
@@ -161,10 +172,11 @@ def expected(exported, record, path):
 
 def test_the_command_pushes_what_belongs_to_a_checkpoint_in_one_commit(hub, exported, user):
     commit, files = hub.repos[REPO].commits[1]  # the first makes the repository
-    assert {name: content for name, content in files.items() if name != ".gitattributes"} == on_disk(exported)
+    card = ON_HUB.replace(f'"{REPO}"', f'"{REPO}", revision="v1"')
+    assert {name: content for name, content in files.items() if name != ".gitattributes"} == pushed(exported, card)
     assert user["said"][:2] == [
         f"{hub.url}/{REPO}/commit/{commit}",
-        f'pin it: from_pretrained("{REPO}", revision="{commit}")',
+        f'pin it: from_pretrained("{REPO}", revision="v1"), or revision="{commit}"',
     ]
     assert hub.repos[REPO].private
 
@@ -274,12 +286,12 @@ def test_an_upload_that_broke_goes_on_when_repeated(own_hub, exported):
     assert not own_hub.files(REPO) and len(own_hub.uploaded) == 2  # weights and reference pair have arrived
     own_hub.requests.clear()
     push(exported)
-    assert own_hub.files(REPO) == on_disk(exported) and not own_hub.asked("PUT", "")
+    assert own_hub.files(REPO) == pushed(exported) and not own_hub.asked("PUT", "")
 
 
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(own_hub, exported):
     def commit_and_say_nothing(hub):
-        hub.commit(REPO, hub.repos[REPO].commits[-1][1] | on_disk(exported))
+        hub.commit(REPO, hub.repos[REPO].commits[-1][1] | pushed(exported))
         return 504
 
     own_hub.faults = [("POST", "/commit/", commit_and_say_nothing)]
@@ -287,9 +299,39 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(own_hub, exported):
     assert commit.oid == own_hub.repos[REPO].commits[-1][0] and len(own_hub.repos[REPO].commits) == 2
 
 
+def test_a_tag_is_of_one_commit_and_does_not_move(own_hub, exported):
+    commit = push(exported, tag="v1")
+    assert own_hub.repos[REPO].tags["v1"][0] == commit.oid
+    with pytest.raises(ValueError, match=f"has a tag v1, of commit {commit.oid}.*push with another"):
+        push(exported, tag="v1")
+    other = push(exported, tag="v2")  # the card differs, which pins the tag
+    assert {name: state[0] for name, state in own_hub.repos[REPO].tags.items()} == {"v1": commit.oid, "v2": other.oid}
+    assert own_hub.files(REPO)["README.md"] == ON_HUB.replace(f'"{REPO}"', f'"{REPO}", revision="v2"').encode()
+
+
+def test_a_tag_whose_answer_was_lost_is_no_error(own_hub, exported):
+    def tag_and_say_nothing(hub):
+        hub.repos[REPO].tags["v1"] = hub.repos[REPO].commits[-1]
+        return 504
+
+    own_hub.faults = [("POST", "/tag/", tag_and_say_nothing)]
+    commit = push(exported, tag="v1")
+    assert own_hub.repos[REPO].tags["v1"][0] == commit.oid and len(own_hub.repos[REPO].commits) == 2
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "checkpoints").glob("*/README.md")), ids=lambda path: path.parent.name
+)
+def test_every_example_of_a_card_that_ships_pins_the_tag_on_the_hub(folder):
+    card = card_on_hub(folder.read_text(), name=folder.parent.name, repo_id="org/x", tag="v1")
+    examples = [line for line in card.splitlines() if '"org/x"' in line]
+    assert examples and all('"org/x", revision="v1"' in line for line in examples)
+    assert '"checkpoints/' not in card
+
+
 def test_a_branch_is_made_and_main_stays(own_hub, exported):
     push(exported, branch="candidate")
-    assert own_hub.files(REPO, "candidate") == on_disk(exported) and not own_hub.files(REPO)
+    assert own_hub.files(REPO, "candidate") == pushed(exported) and not own_hub.files(REPO)
     push(exported, branch="candidate")
     assert len(own_hub.repos[REPO].branches["candidate"]) == 2
 
@@ -305,7 +347,7 @@ def test_a_private_push_to_a_public_repository_is_refused(own_hub, exported, bra
 def test_a_private_repository_stays_private(own_hub, exported):
     own_hub.add_repo(REPO, private=True)
     push(exported)
-    assert own_hub.repos[REPO].private and own_hub.files(REPO) == on_disk(exported)
+    assert own_hub.repos[REPO].private and own_hub.files(REPO) == pushed(exported)
 
 
 @pytest.mark.parametrize("token", [READS, "hf_wrong"])
@@ -326,7 +368,7 @@ def test_weights_of_an_earlier_push_vanish_and_what_is_not_ours_stays(own_hub, e
     old = {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}"}
     own_hub.commit(REPO, own_hub.repos[REPO].commits[-1][1] | others | old)
     push(exported)
-    assert own_hub.files(REPO) == on_disk(exported) | others
+    assert own_hub.files(REPO) == pushed(exported) | others
 
 
 def test_a_download_that_broke_is_resumed_where_it_was(own_hub, tmp_path, monkeypatch):
@@ -361,7 +403,7 @@ def append(name, text):
 def copy(exported, tmp_path):
     folder = tmp_path / "copy"
     folder.mkdir()
-    for name, content in on_disk(exported).items():
+    for name, content in pushed(exported, CARD).items():
         (folder / name).write_bytes(content)
     return folder
 

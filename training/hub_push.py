@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,14 @@ class Target:
         repo_type: "model" or "dataset".
         private: for the owner and those invited only; refused where the repository is public already.
         branch: made where absent, from main.
+        tag: of the commit; one that is there already is refused, since what it names would change.
     """
 
     repo_id: str
     repo_type: str
     private: bool = False
     branch: str = "main"
+    tag: str | None = None
 
 
 def push_files(
@@ -55,14 +57,17 @@ def push_files(
         token: with write access. Default: HF_TOKEN or the one of `hf auth login`.
 
     Raises:
-        ValueError: the repository is public and `private` was asked for.
+        ValueError: the repository is public and `private` was asked for, or the tag is there already.
         PermissionError: the Hub does not let this token write.
         ConnectionError: no answer or trouble on the Hub, after several tries; or someone else pushed at the same time.
     """
     api = HfApi(token=token)
-    pauses = iter(PAUSES)
+    pauses, is_tag_new = iter(PAUSES), target.tag is None
     while True:
         try:
+            if not is_tag_new:  # once: a second try may find the tag that the first one has set
+                _refuse_known_tag(api, target)
+                is_tag_new = True
             return _commit(api, folder, files, target, is_own)
         except (HTTPError, RuntimeError, json.JSONDecodeError) as error:  # RuntimeError: one file could not be sent
             pause = next(pauses, None)
@@ -70,6 +75,18 @@ def push_files(
                 raise _explained(error, target.repo_id) from error
             logger.warning("%s: %s; next try in %s seconds", target.repo_id, in_one_line(error), pause)
             time.sleep(pause)
+
+
+def _refuse_known_tag(api: HfApi, target: Target) -> None:
+    repo = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+    try:
+        tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(**repo).tags}
+    except RepositoryNotFoundError:  # it is yet to be made
+        return
+    if target.tag in tags:
+        raise ValueError(
+            f"{target.repo_id} has a tag {target.tag}, of commit {tags[target.tag]}. A tag does not move: push with another."
+        )
 
 
 def _commit(
@@ -88,13 +105,16 @@ def _commit(
     operations = [CommitOperationDelete(path, is_folder=False) for path in gone]
     operations += [CommitOperationAdd(path, folder / path) for path in files]
     logger.info("%s: %d files, %d to be deleted", target.repo_id, len(files), len(gone))
-    return api.create_commit(
+    commit = api.create_commit(
         **repo,
         operations=operations,
         commit_message=f"{len(files)} files from anyecg-hf",
         revision=target.branch,
         parent_commit=before.sha,
     )
+    if target.tag:
+        api.create_tag(**repo, tag=target.tag, revision=commit.oid, exist_ok=True)
+    return commit
 
 
 def _http_error(error: Exception) -> HTTPError | None:

@@ -1,10 +1,10 @@
 """A checkpoint folder -> a model repository on the Hugging Face Hub:
 
-    python -m training.push_to_hub --checkpoint DIR --repo ORG/NAME [--private] [--revision BRANCH]
+    python -m training.push_to_hub --checkpoint DIR --repo ORG/NAME [--private] [--revision BRANCH] [--tag TAG]
 
 The folder is one that `training.publish` or `export_checkpoint` has written, with its card. Only what belongs to a checkpoint
 leaves, after it was loaded by its own code, in a process that cannot import this package, and gave what its reference pair
-says. Everything is one commit; a push that broke goes on where it was.
+says. Everything is one commit with a tag, which the examples of the card pin; a push that broke goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 import transformers
 from huggingface_hub import CommitInfo, get_token
 
+import anyecg_hf
 from anyecg_hf import reference_pair
 from anyecg_hf.hub import check_checkpoint, checkpoint_files
 
@@ -34,7 +35,13 @@ OF_THE_HUB = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")  # beginn
 
 
 def push_checkpoint(
-    folder: str | Path, repo_id: str, *, private: bool = False, branch: str = "main", token: str | None = None
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    branch: str = "main",
+    tag: str | None = None,
+    token: str | None = None,
 ) -> CommitInfo:
     """Return the commit with which the Hub has exactly the checkpoint in `folder`; see `push_files`.
 
@@ -43,11 +50,12 @@ def push_checkpoint(
         repo_id (`str`): ORG/NAME; made where absent.
         private: for the owner and those invited only; refused where the repository is public already.
         branch: made where absent.
+        tag (`str`, *optional*): of the commit, new; the card's examples pin it.
         token (`str`, *optional*): with write access. Default: HF_TOKEN or the one of `hf auth login`.
 
     Raises:
         ValueError: the folder is no whole checkpoint, has no card, does not give what its reference pair says, or holds a
-            token or a path of this machine; or the repository is public and `private` was asked for.
+            token or a path of this machine; or the repository is public and `private` was asked for, or has the tag.
         PermissionError: the Hub does not let this token write.
         ConnectionError: no answer or trouble on the Hub, after several tries; or someone else pushed at the same time.
     """
@@ -61,10 +69,24 @@ def push_checkpoint(
         staged.mkdir()
         for name in files:
             shutil.copyfile(folder / name, staged / name)
+        card = (staged / "README.md").read_text(encoding="utf-8")
+        card = card_on_hub(card, name=folder.resolve().name, repo_id=repo_id, tag=tag)
+        (staged / "README.md").write_text(card, encoding="utf-8")
         refuse_secrets(staged, files, token or get_token())
         verify_in_clean_process(staged, name=str(folder))
-        target = Target(repo_id, "model", private, branch)
+        target = Target(repo_id, "model", private, branch, tag)
         return push_files(staged, files, target, is_own=lambda path: bool(OWN_WEIGHTS.fullmatch(path)), token=token)
+
+
+def card_on_hub(card: str, *, name: str, repo_id: str, tag: str | None) -> str:
+    """Return a card of `training.publish` as it reads on the Hub: repository and tag in the place of the folder.
+
+    Its examples load `"checkpoints/NAME"`, and its base model is a checkpoint beside it: on the Hub, of the same owner.
+    """
+    pinned = f'"{repo_id}"' + (f', revision="{tag}"' if tag else "")
+    owner = repo_id.rpartition("/")[0]
+    card = card.replace(f'"checkpoints/{name}"', pinned)
+    return re.sub(r"^base_model: (?=[^/\s]+$)", f"base_model: {owner}/", card, count=1, flags=re.MULTILINE)
 
 
 def refuse_secrets(folder: Path, files: Sequence[str], token: str | None) -> None:
@@ -112,10 +134,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--repo", required=True, help="ORG/NAME; made where absent")
     parser.add_argument("--private", action="store_true", help="the repository is to be, or is, private")
     parser.add_argument("--revision", default="main", help="branch; made where absent")
+    parser.add_argument("--tag", default=f"v{anyecg_hf.__version__}", help="of the commit; the card's examples pin it")
     args = parser.parse_args(argv)
-    commit = push_checkpoint(args.checkpoint, args.repo, private=args.private, branch=args.revision)
+    commit = push_checkpoint(args.checkpoint, args.repo, private=args.private, branch=args.revision, tag=args.tag)
     print(commit.commit_url)
-    print(f'pin it: from_pretrained("{args.repo}", revision="{commit.oid}")')
+    print(f'pin it: from_pretrained("{args.repo}", revision="{args.tag}"), or revision="{commit.oid}"')
 
 
 if __name__ == "__main__":
