@@ -40,7 +40,7 @@ def read_example(name, start_seconds):
 def read_upload(files, start_seconds, *, lead_aliases=None, **stated):
     """Return the part of a record that begins at `start_seconds`, and whether the record goes on after it.
 
-    The files are on disk while they are read, in a folder of their own. Nothing that a file tells of the patient is in the result.
+    The files are on disk while they are read, in a folder of their own. What a file tells of the patient is not in the result.
 
     Args:
         files (`dict[str, bytes]`): of one record, by name.
@@ -165,7 +165,9 @@ def _by_algebra(record, leads):
     signal, names = derive_limb_leads(record.signal[kept], [record.lead_names[row] for row in kept])
     missing = [lead for lead in leads if lead not in names]
     if missing:
-        raise ValueError(f"{', '.join(missing)} does not follow from two limb leads; that takes a model, and none is set up.")
+        raise ValueError(
+            f"{', '.join(missing)} does not follow from two limb leads; that takes a model, and none is set up."
+        )
     made = signal[[names.index(lead) for lead in leads]]
     measured = record.signal[[record.lead_names.index(lead) for lead in leads]]
     marks = {"restored": np.zeros(made.shape, bool), "derived": np.ones(made.shape, bool)}

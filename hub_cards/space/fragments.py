@@ -14,8 +14,8 @@ MEANINGS = {
 }
 HEAD = """
 <h1>AnyECG: one ECG, looked at</h1>
-<p>Drop a recording or choose a simulated one: findings, quality, why, restored leads, rhythm codes. Nothing is stored: the server holds your
-files in its memory, and forgets them when this page is closed or has not been used for 15 minutes.</p>
+<p>Drop a recording or choose a simulated one: findings, quality, why, restored leads, rhythm codes. Nothing is stored: the server
+holds your files in its memory, and forgets them when this page is closed or has not been used for 15 minutes.</p>
 """
 WARNING = "<b>Research only. Not a medical device.</b> No diagnosis and no treatment may rest on this page."
 _ZOOMS = (("whole", "Whole"), ("readable", "Readable"), ("large", "Large"))
@@ -40,7 +40,7 @@ def picture(figure, title):
     return f'<div class="ecg"><div class="sizes">Size: {sizes}</div><div class="frame" tabindex="0">{image}</div></div>'
 
 
-def answer(result, start_seconds, goes_on):
+def answer(result, start_seconds, goes_on, is_simulated):
     """Return what the classifier answers, in words, and what part of the record that is about."""
     findings, quality = result["findings"], result["quality"]
     positive = [finding for finding in findings if finding["positive"]]
@@ -53,7 +53,8 @@ def answer(result, start_seconds, goes_on):
     part = f"Analysed: second {start_seconds:g} to {end:g}, leads {', '.join(quality['lead_names'])}."
     if goes_on:
         part += " The recording goes on; at most 10 s are looked at together. Another start shows another part."
-    return f'<h2 class="answer">{words}.</h2><p>{escape(part)}</p>'
+    patient = "<b>Simulated, not a patient.</b> " if is_simulated else ""
+    return f'<h2 class="answer">{words}.</h2><p>{patient}{escape(part)}</p>'
 
 
 def findings(found):
@@ -113,5 +114,5 @@ def comparison(figures):
         for lead, kind, correlation, difference in figures
     )
     head = "<tr><th>Lead</th><th>Made how</th><th>Correlation</th><th>Mean difference</th></tr>"
-    words = "Restored: an estimate by a model, no measurement. Derived: computed from other limb leads. Never read a finding from either."
+    words = "Restored: a model's estimate, no measurement. Derived: computed from other limb leads. Never read a finding from it."
     return f'<p>{words}</p><div class="table"><table>{head}{rows}</table></div>'

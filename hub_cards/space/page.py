@@ -6,9 +6,6 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
-from fragments import HEAD, WARNING, answer, comparison, error, findings, label_choices, picture, quality
-from visits import LARGEST_UPLOAD, TOO_LARGE
-
 from analysis import (
     EXAMPLES,
     draw,
@@ -20,19 +17,28 @@ from analysis import (
     removable_leads,
     restore,
 )
+from fragments import HEAD, WARNING, answer, comparison, error, findings, label_choices, picture, quality
+from visits import LARGEST_UPLOAD, TOO_LARGE
+
 from anyecg_hf.leads import resolve_lead_name
+from anyecg_hf.simulate import is_simulated
 
 HERE = Path(__file__).parent
 HALF = 340  # pixels that half of a row needs; on a phone the halves stand one below the other
-LOOK = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # the visitor's own: none is fetched
+LOOK = {
+    "font": ["system-ui", "sans-serif"],
+    "font_mono": ["ui-monospace", "monospace"],
+}  # the visitor's own: none is fetched
 UNITS = ["as in the file", "mV", "uV", "V", "nV"]
 DROP_BOX = f"""
 <label class="drop" data-largest="{LARGEST_UPLOAD}" data-too-large="{escape(TOO_LARGE)}">
-<b>Drop a recording here</b>, or choose its files. WFDB: header and data files together. Also EDF, DICOM, HL7 aECG, Philips, GE, SCP-ECG,
-ISHNE, CSV, NumPy, HDF5; {LARGEST_UPLOAD / 1e6:.0f} MB at most.
+<b>Drop a recording here</b>, or choose its files. WFDB: header and data files together. Also EDF, DICOM, HL7 aECG, Philips, GE,
+SCP-ECG, ISHNE, CSV, NumPy, HDF5; {LARGEST_UPLOAD / 1e6:.0f} MB at most.
 <input type="file" multiple><span class="state"></span></label>
 """
-NO_RESTORING = "No model for restoring leads is set up here. Only limb leads can be removed: they follow from two others by algebra."
+NO_RESTORING = (
+    "No model for restoring leads is set up here. Only limb leads can be removed: they follow from two others."
+)
 NO_TOKENIZER = "No rhythm tokenizer is set up here."
 logger = logging.getLogger(__name__)
 
@@ -42,14 +48,15 @@ class Page:
 
     def __init__(self, models, visits):
         self.models, self.visits = models, visits
-        gr.HTML(f'<div class="warning">{WARNING}</div>')
-        gr.HTML(HEAD)
+        gr.HTML(f'{HEAD}<div class="warning">{WARNING}</div>')
         with gr.Row():
             script = (HERE / "drop_box.js").read_text(encoding="utf-8")
             with gr.Column(min_width=HALF):
                 self.drop_box = gr.HTML(html_template=DROP_BOX, js_on_load=script)
             with gr.Column(min_width=HALF):
-                self.example = gr.Dropdown(list(EXAMPLES), label="Or a simulated example, one minute long", elem_id="example")
+                self.example = gr.Dropdown(
+                    list(EXAMPLES), label="Or a simulated example, one minute long", elem_id="example"
+                )
                 self.show_example = gr.Button("Show the example", elem_id="show-example", variant="primary")
         self._lay_out_options()
         self.message = gr.HTML(elem_id="message")
@@ -68,30 +75,40 @@ class Page:
         with gr.Accordion("Another part of the recording, and what its file does not say", open=False):
             with gr.Row():
                 self.start = gr.Number(0, label="Start at second", minimum=0, elem_id="start", min_width=140)
-                self.rate = gr.Number(None, label="Sampling rate, Hz (sampling_rate)", minimum=0, elem_id="rate", min_width=140)
+                self.rate = gr.Number(
+                    None, label="Sampling rate, Hz (sampling_rate)", minimum=0, elem_id="rate", min_width=140
+                )
                 self.units = gr.Dropdown(UNITS, value=UNITS[0], label="Units (units)", min_width=140, elem_id="units")
                 self.index = gr.Number(
                     None, label="Record of the file, from 0 (record_index)", precision=0, minimum=0, min_width=140
                 )
-            self.leads = gr.Textbox("", label="Leads in the order of the rows (lead_names)", placeholder="I, II, V1", elem_id="leads")
-            self.aliases = gr.Textbox("", label="Names that the file uses (lead_aliases)", placeholder="ECG1=II, ECG2=V5")
+            self.leads = gr.Textbox(
+                "", label="Leads, row by row (lead_names)", placeholder="I, II, V1", elem_id="leads"
+            )
+            self.aliases = gr.Textbox(
+                "", label="Names that the file uses (lead_aliases)", placeholder="ECG1=II, ECG2=V5"
+            )
             self.again = gr.Button("Read again", elem_id="again", variant="primary")
 
     def _lay_out_questions(self):
         with gr.Tab("Why?"):
             self.label = gr.Dropdown([], label="Finding", elem_id="label")
-            self.ask_why = gr.Button("What each second of each lead does for it (some seconds)", elem_id="ask-why", variant="primary")
+            self.ask_why = gr.Button("What each second of each lead does for it", elem_id="ask-why", variant="primary")
             self.why = gr.HTML(elem_id="why")
         with gr.Tab("Remove a lead"):
             gr.HTML("" if self.models.reconstruct else f"<p>{NO_RESTORING}</p>")
             self.removed = gr.CheckboxGroup([], label="Leads to remove", elem_id="removed")
-            self.ask_restore = gr.Button("Remove and make anew from the others", elem_id="ask-restore", variant="primary")
+            self.ask_restore = gr.Button(
+                "Remove and make anew from the others", elem_id="ask-restore", variant="primary"
+            )
             self.restored = gr.HTML(elem_id="restored")
         with gr.Tab("Codes"):
             has_codes = self.models.tokenize is not None
             gr.HTML("" if has_codes else f"<p>{NO_TOKENIZER}</p>")
             self.lead = gr.Dropdown([], label="Lead", elem_id="lead", visible=has_codes)
-            self.ask_codes = gr.Button("The rhythm tokenizer's code of each second", elem_id="ask-codes", variant="primary", visible=has_codes)
+            self.ask_codes = gr.Button(
+                "The code of each second", elem_id="ask-codes", variant="primary", visible=has_codes
+            )
             self.codes = gr.HTML(elem_id="codes")
 
     def _connect(self):
@@ -139,7 +156,7 @@ class Page:
         removable = removable_leads(self.models, visit.record)
         notes = dict.fromkeys([*record.warnings, *result["quality"]["notes"]])
         return {
-            self.answer: answer(result, start, goes_on),
+            self.answer: answer(result, start, goes_on, is_simulated(visit.record)),
             self.trace: picture(draw(visit.record), "The recording on ECG paper"),
             self.findings: findings(result["findings"]),
             self.quality: quality(result["quality"], notes),
@@ -223,8 +240,8 @@ def first_of(wanted, names):
 def answered(function):
     """Return `(result, "")`, or `(None, what to tell the visitor)`.
 
-    What is wrong with a record is told as it is said. The message of any other error may quote the record: only its kind and place
-    are logged.
+    What is wrong with a record is told as it is said. The message of any other error may quote the record: only its kind
+    and place are logged.
     """
     try:
         return function(), ""

@@ -124,4 +124,6 @@ def receive(visits):
 
 
 def _is_file_name(name):
-    return PurePath(name).name == name and name not in ("", ".", "..") and "\0" not in name and len(name.encode()) <= 255
+    return (
+        PurePath(name).name == name and name not in ("", ".", "..") and "\0" not in name and len(name.encode()) <= 255
+    )
