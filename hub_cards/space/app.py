@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-REPOSITORY = HERE.parents[1]
+REPOSITORY = HERE.parent.parent
 if (REPOSITORY / "anyecg_hf").is_dir():  # a clone needs no installation
     sys.path.insert(0, str(REPOSITORY))
 

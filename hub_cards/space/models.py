@@ -7,7 +7,7 @@ from transformers import AutoFeatureExtractor, pipeline
 
 import anyecg_hf  # noqa: F401  registers models and pipelines
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+CHECKPOINTS = Path(__file__).resolve().parent.parent.parent / "checkpoints"  # of a clone
 CLASSIFIER, TOKENIZER, RECONSTRUCTION = "ANYECG_CLASSIFIER", "ANYECG_TOKENIZER", "ANYECG_RECONSTRUCTION"
 FOLDERS = {
     CLASSIFIER: "anyecg-small-statements",

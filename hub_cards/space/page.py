@@ -72,23 +72,21 @@ class Page:
         self._connect()
 
     def _lay_out_options(self):
-        with gr.Accordion("Another part of the recording, and what its file does not say", open=False):
+        with gr.Accordion("What the file does not say (sampling rate, units, leads)", open=False):
             with gr.Row():
-                self.start = gr.Number(0, label="Start at second", minimum=0, elem_id="start", min_width=140)
-                self.rate = gr.Number(
-                    None, label="Sampling rate, Hz (sampling_rate)", minimum=0, elem_id="rate", min_width=140
-                )
-                self.units = gr.Dropdown(UNITS, value=UNITS[0], label="Units (units)", min_width=140, elem_id="units")
-                self.index = gr.Number(
-                    None, label="Record of the file, from 0 (record_index)", precision=0, minimum=0, min_width=140
-                )
+                narrow = {"min_width": HALF // 2}
+                self.rate = gr.Textbox("", label="Sampling rate, Hz (sampling_rate)", elem_id="rate", **narrow)
+                self.units = gr.Dropdown(UNITS, value=UNITS[0], label="Units (units)", elem_id="units", **narrow)
+                self.index = gr.Textbox("", label="Record, from 0 (record_index)", **narrow)  # an empty gr.Number is 0
             self.leads = gr.Textbox(
                 "", label="Leads, row by row (lead_names)", placeholder="I, II, V1", elem_id="leads"
             )
             self.aliases = gr.Textbox(
                 "", label="Names that the file uses (lead_aliases)", placeholder="ECG1=II, ECG2=V5"
             )
-            self.again = gr.Button("Read again", elem_id="again", variant="primary")
+        with gr.Row(equal_height=True):
+            self.start = gr.Number(0, label="Start at second", elem_id="start", min_width=HALF // 3)
+            self.again = gr.Button("Read again from there", elem_id="again", min_width=HALF // 3)
 
     def _lay_out_questions(self):
         with gr.Tab("Why?"):
@@ -222,15 +220,26 @@ def connect(event, function, inputs, outputs, **options):
 
 
 def stated_by(rate, units, index, leads, aliases):
-    """Return what a visitor says of a file as arguments of `read_upload`."""
-    stated = {"sampling_rate": rate or None, "units": None if units == UNITS[0] else units, "record_index": index}
+    """Return what a visitor says of a file as arguments of `read_upload`. Raises ValueError where that cannot be understood."""
     names = [name.strip() for name in (leads or "").split(",") if name.strip()]
     pairs = [pair.partition("=") for pair in (aliases or "").split(",") if pair.strip()]
     return {
-        **stated,
+        "sampling_rate": number_in(rate, float, "sampling_rate"),
+        "units": None if units == UNITS[0] else units,
+        "record_index": number_in(index, int, "record_index"),
         "lead_names": names or None,
         "lead_aliases": {given.strip(): resolve_lead_name(name.strip()) for given, _, name in pairs},
     }
+
+
+def number_in(text, kind, name):
+    """Return what a field holds as a number, None where it is empty."""
+    if not (text or "").strip():
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, which is no {'whole ' if kind is int else ''}number.") from None
 
 
 def first_of(wanted, names):
