@@ -385,7 +385,7 @@ def wait_for(condition, seconds=WAIT_SECONDS, what=lambda: ""):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"waited {seconds} s in vain: {what()}"
-        time.sleep(0.1)
+        time.sleep(0.25)
     return found
 
 
@@ -542,7 +542,7 @@ def test_what_a_file_lacks_is_asked_for_and_taken_from_the_options(visit, tmp_pa
     visitor.click("button.label-wrap")  # opens the options
     wait_for(lambda: visitor.all("#rate input, #rate textarea"))
     visitor.fill("#rate input, #rate textarea", "500")
-    visitor.fill("#units input", "mV")
+    visitor.click("#units label", "mV")
     visitor.fill("#leads input, #leads textarea", "I, II")
     visitor.mark_as_old()
     visitor.click("#again")

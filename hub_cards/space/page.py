@@ -76,7 +76,7 @@ class Page:
             with gr.Row():
                 narrow = {"min_width": HALF // 2}
                 self.rate = gr.Textbox("", label="Sampling rate, Hz (sampling_rate)", elem_id="rate", **narrow)
-                self.units = gr.Dropdown(UNITS, value=UNITS[0], label="Units (units)", elem_id="units", **narrow)
+                self.units = gr.Radio(UNITS, value=UNITS[0], label="Units (units)", elem_id="units", **narrow)
                 self.index = gr.Textbox("", label="Record, from 0 (record_index)", **narrow)  # an empty gr.Number is 0
             self.leads = gr.Textbox(
                 "", label="Leads, row by row (lead_names)", placeholder="I, II, V1", elem_id="leads"
