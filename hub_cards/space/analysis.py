@@ -111,9 +111,16 @@ def draw(record):
     return plot_record(record, seconds=PAGE_SECONDS)
 
 
-def draw_reasons(models, record, label):
-    """Return the picture of what each second of each lead does for the score of `label`."""
-    return anyecg_hf.explain(models.classify, record, label=label).plot(seconds=PAGE_SECONDS)
+def strongest_reasons(explanation, count=3):
+    """Return what speaks most for a finding and most against it, each a list of `(lead, start_seconds, relevance)`."""
+    cells = [
+        (lead, float(start), float(value))
+        for lead, row in zip(explanation.lead_names, explanation.relevance, strict=True)
+        for start, value in zip(explanation.start_seconds, row, strict=True)
+    ]
+    supporting = sorted((cell for cell in cells if cell[2] > 0), key=lambda cell: -cell[2])
+    opposing = sorted((cell for cell in cells if cell[2] < 0), key=lambda cell: cell[2])
+    return supporting[:count], opposing[:count]
 
 
 def removable_leads(models, record):

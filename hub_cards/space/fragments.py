@@ -107,12 +107,27 @@ def _stretch(flag, consequence):
     return f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
 
 
+def reasons(explanation, supporting, opposing):
+    """Return what of a recording speaks for a finding and against it, in words, and what that means."""
+
+    def listed(cells):
+        return ", ".join(f"{lead} from second {start:g} ({value:+.2f})" for lead, start, value in cells) or "nothing"
+
+    lines = (
+        f"Blue, for {explanation.label}: most of all {listed(supporting)}.",
+        f"Orange, against it: most of all {listed(opposing)}.",
+        f"In brackets what the {explanation.unit} would lose without this second of this lead, counted from the start of the "
+        "picture. It says what the score rests on, not whether the finding is right.",
+    )
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
 def comparison(figures):
     """Return how far made leads are from the measured ones."""
     rows = "".join(
         f"<tr><td><b>{escape(lead)}</b></td><td>{kind}</td><td>{correlation:.3f}</td><td>{difference:.3f} mV</td></tr>"
         for lead, kind, correlation, difference in figures
     )
-    head = "<tr><th>Lead</th><th>Made how</th><th>Correlation</th><th>Mean difference</th></tr>"
+    head = "<tr><th>Lead</th><th>How</th><th>Correlation</th><th>Mean error</th></tr>"
     words = "Restored: a model's estimate, no measurement. Derived: computed from other limb leads. Never read a finding from it."
     return f'<p>{words}</p><div class="table"><table>{head}{rows}</table></div>'

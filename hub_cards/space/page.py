@@ -8,18 +8,20 @@ from pathlib import Path
 import gradio as gr
 from analysis import (
     EXAMPLES,
+    PAGE_SECONDS,
     draw,
     draw_codes,
-    draw_reasons,
     examine,
     read_example,
     read_upload,
     removable_leads,
     restore,
+    strongest_reasons,
 )
-from fragments import HEAD, WARNING, answer, comparison, error, findings, label_choices, picture, quality
+from fragments import HEAD, WARNING, answer, comparison, error, findings, label_choices, picture, quality, reasons
 from visits import LARGEST_UPLOAD, TOO_LARGE
 
+import anyecg_hf
 from anyecg_hf.leads import resolve_lead_name
 from anyecg_hf.simulate import is_simulated
 
@@ -176,8 +178,9 @@ class Page:
 
     def on_why(self, request: gr.Request, label):
         def ask():
-            record = self._record_of(request)
-            return picture(draw_reasons(self.models, record, label), f"Why {label}")
+            explanation = anyecg_hf.explain(self.models.classify, self._record_of(request), label=label)
+            words = reasons(explanation, *strongest_reasons(explanation))
+            return words + picture(explanation.plot(seconds=PAGE_SECONDS), f"Why {label}")
 
         return {self.why: fragment(ask)}
 
