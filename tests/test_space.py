@@ -575,7 +575,7 @@ def test_why_a_removed_lead_and_codes_are_shown_and_go_with_the_record(visit, tm
         visitor.click(press)
         wait_for(lambda shown=shown: visitor.all(f"{shown} img"))
         if press == "#ask-restore":
-            assert "V2 restored" in visitor.text("#restored")
+            assert "V2\trestored" in visitor.text("#restored")
     visitor.drop(*wfdb_files(tmp_path / "in", record_of(10, lead_names=["I", "II"])))
     visitor.answered()
     wait_for(lambda: len(visitor.all("img")) == 1)  # the new trace and nothing of the old record
