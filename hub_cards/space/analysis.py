@@ -10,10 +10,10 @@ from matplotlib.patches import Rectangle
 import anyecg_hf
 from anyecg_hf.leads import LEAD_IDS, LIMB_LEADS, derive_limb_leads
 from anyecg_hf.plotting import MM_PER_SECOND, plot_record
-from anyecg_hf.simulate import is_simulated, simulate_record
+from anyecg_hf.records import SIMULATED, is_simulated
+from anyecg_hf.simulate import simulate_record
 
 PAGE_SECONDS = 10.0  # what is looked at at once: what a sheet of ECG paper holds, and one window of the models
-MARK = "simulated"  # the comment by which a picture tells that no patient is behind it
 EXAMPLES = {
     "Sinus rhythm": {"seed": 1},
     "Atrial fibrillation": {"seed": 1, "rhythm": "atrial fibrillation", "heart_rate": 110},
@@ -87,7 +87,7 @@ def first_file(files):
 def _page_of(record):
     """Return the first `PAGE_SECONDS` of a record without anything but signal, rate, leads and warnings, and if more follows."""
     count = round(PAGE_SECONDS * record.sampling_rate)
-    comments = [MARK] if is_simulated(record) else []
+    comments = [SIMULATED] if is_simulated(record) else []
     page = anyecg_hf.Record(
         np.ascontiguousarray(record.signal[:, :count]),
         record.sampling_rate,

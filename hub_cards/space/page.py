@@ -23,7 +23,7 @@ from visits import LARGEST_UPLOAD, TOO_LARGE
 
 import anyecg_hf
 from anyecg_hf.leads import resolve_lead_name
-from anyecg_hf.simulate import is_simulated
+from anyecg_hf.records import is_simulated
 
 HERE = Path(__file__).parent
 HALF = 340  # pixels that half of a row needs; on a phone the halves stand one below the other
