@@ -100,18 +100,19 @@ def write_graph(graph: OnnxGraph, path: Path) -> None:
         torch.ones(2, 3, 2, dtype=torch.long),
     )
     with _without_notes():
-        torch.onnx.export(
+        program = torch.onnx.export(
             graph,
             example,
-            path,
             dynamic_shapes=axes,
             input_names=list(INPUT_NAMES),
             output_names=graph.output_names,
             opset_version=OPSET,
-            external_data=False,
             verbose=False,
             custom_translation_table={torch.ops.aten.linalg_vector_norm.default: _root_of_squares},
         )
+        for node in program.model.graph:
+            node.metadata_props.clear()  # the lines of code it comes from, by their paths on this machine
+        program.save(path, external_data=False)
 
 
 def _root_of_squares(x, ord: float = 2.0, dim: Sequence[int] = (-1,), keepdim: bool = False, dtype: int = -1):
@@ -127,13 +128,14 @@ def write_int8(source: Path, target: Path) -> None:
     Unsigned weights: signed ones overflow, silently, on processors without VNNI. No convolutions: they make a hundredth of
     the weights, and are not faster so.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    prepared = target.with_suffix(".prepared")
-    quant_pre_process(source, prepared, skip_optimization=True, skip_symbolic_shape=True)
-    quantize_dynamic(prepared, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8)
-    prepared.unlink()
+    model = onnx.load(source)
+    del model.graph.value_info[:]  # shapes of weights that are transposed below: older versions of onnx trip over them
+    onnx.save(model, target)
+    with _without_notes():
+        quantize_dynamic(target, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QUInt8)
 
 
 def open_session(path: str | Path, *, num_threads: int = 0):
@@ -248,8 +250,8 @@ def export(checkpoint: str | Path, output: str | Path, *, int8: bool = False) ->
     if output.exists():
         raise ValueError(f"--output {output} exists: give the name of a new folder, or remove it.")
     _require_packages()
-    extractor = load_extractor(checkpoint)
     graph = load_graph(checkpoint)
+    extractor = load_extractor(checkpoint)
     batches = list(ragged_batches(extractor, graph.model.config.max_patches))
     needed = 2 * sum(weight.numel() * weight.element_size() for weight in graph.parameters())
     with unfinished_folder(output.parent, output.name, needed=needed) as folder:
@@ -279,16 +281,15 @@ def _require_packages() -> None:
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Keep to itself what the exporter says of its own workings and of packages that it does not need; errors are raised."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    """Keep from the log what exporter and quantizer say of their own workings and of packages they do without; errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter.setLevel(level)
+        logging.disable(before)
 
 
 def main(argv: list[str]) -> None:
