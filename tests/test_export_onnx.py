@@ -1,4 +1,4 @@
-"""training/export_onnx.py: the graph gives what the model gives, the folder says how to run it, what cannot be exported is refused."""
+"""training/export_onnx.py: the graph gives what the model gives, its folder says how to run it, the rest is refused."""
 
 import hashlib
 import json
@@ -130,7 +130,9 @@ def test_the_folder_says_what_the_graph_takes_and_gives_and_names_no_folder_of_t
 
 
 def test_the_lines_of_the_page_give_what_the_pipeline_gives_without_torch(exported, classifier, tmp_path):
-    (block,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/deployment.md").read_text(), re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs/deployment.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     record = write_record(simulate_record(seed=5, sampling_rate=500, duration_seconds=14), tmp_path, "my_record")
     shutil.copytree(exported, tmp_path / "onnx")

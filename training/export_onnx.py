@@ -93,7 +93,11 @@ def write_graph(graph: OnnxGraph, path: Path) -> None:
     batch, leads = torch.export.Dim("batch", min=1), torch.export.Dim("leads", min=1)
     config = graph.model.config
     patches = torch.export.Dim("patches", min=1, max=config.max_patches)
-    axes = ({0: batch, 1: leads, 2: config.patch_size * patches}, {0: batch, 1: leads}, {0: batch, 1: leads, 2: patches})
+    axes = (
+        {0: batch, 1: leads, 2: config.patch_size * patches},
+        {0: batch, 1: leads},
+        {0: batch, 1: leads, 2: patches},
+    )
     example = (  # no size 1: it would be taken for fixed
         torch.zeros(2, 3, 2 * config.patch_size),
         torch.ones(2, 3, dtype=torch.long),
@@ -281,7 +285,7 @@ def _require_packages() -> None:
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Keep from the log what exporter and quantizer say of their own workings and of packages they do without; errors are raised."""
+    """Keep from the log what exporter and quantizer say of their own workings; errors are raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
