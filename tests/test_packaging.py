@@ -105,7 +105,7 @@ def test_pinned_versions_lie_inside_the_declared_ranges(file_name):
 
 
 def test_all_that_the_tests_need_is_pinned():
-    assert set(_requirements("formats", "plot", "train", "dev")) <= set(_pins("constraints.txt"))
+    assert set(_requirements("formats", "onnx", "plot", "train", "dev")) <= set(_pins("constraints.txt"))
 
 
 def test_the_floor_is_the_declared_lower_bounds():
@@ -119,7 +119,7 @@ def test_the_floor_is_the_declared_lower_bounds():
 @pytest.mark.parametrize("package, extras", [
     ("anyecg_hf", ("denoise", "formats", "plot")),
     ("tokenization", ("train", "formats", "plot")),
-    ("training", ("train", "formats", "plot", "cluster", "deepspeed")),
+    ("training", ("train", "formats", "plot", "cluster", "deepspeed", "onnx")),
 ])  # fmt: skip
 def test_every_import_is_a_declared_requirement(package, extras):
     declared, known = _requirements(*extras), packages_distributions()

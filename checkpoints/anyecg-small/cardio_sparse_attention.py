@@ -57,8 +57,8 @@ def cardio_sparse_pattern(
         num_leads, num_patches (`int`): the grid.
         sparse_attention_config (`AnyECGSparseAttentionConfig`): tolerance, window, number of global tokens.
     """
-    tokens = torch.arange(num_leads * num_patches, device=device)
-    lead, time = tokens // num_patches, tokens % num_patches
+    lead, time = (torch.arange(size, device=device) for size in (num_leads, num_patches))
+    lead, time = (each.flatten() for each in torch.meshgrid(lead, time, indexing="ij"))  # of each token
     distance = (time[:, None] - time[None, :]).abs()
     own_lead = lead[:, None] == lead[None, :]
     if sparse_attention_config.lead_window is not None:
