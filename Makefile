@@ -2,7 +2,7 @@
 # make test                 the whole test suite
 # make lint, make format    what pre-commit checks; what ruff can mend
 # make test-floor           the test suite on the lowest supported versions
-# Each target first makes its own environment (about 1.5 GB on disk) unless it is up to date.
+# Each target first makes its own environment (about 2.5 GB on disk) unless it is up to date.
 
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
