@@ -129,7 +129,7 @@ def _root_of_squares(x, ord: float = 2.0, dim: Sequence[int] = (-1,), keepdim: b
 def write_int8(source: Path, target: Path) -> None:
     """Write the graph with weights of matrix products in 8 bits, what they are multiplied with rounded while it runs.
 
-    Unsigned weights: signed ones overflow, silently, on processors without VNNI. No convolutions: they make a hundredth of
+    Unsigned weights: signed ones overflow, silently, on processors without VNNI. No convolutions: they hold a thirtieth of
     the weights, and are not faster so.
     """
     import onnx
