@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 
+# Before 5.10 Transformers copies, of a local folder, only files that the entry file itself imports. Hub ids are whole.
+LOCAL_FOLDERS_ARE_WHOLE = Version(transformers.__version__) >= Version("5.10")
 SCRIPT = Path(__file__).resolve().parent / "remote_code_script.py"
 
 

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from elsewhere import LOCAL_FOLDERS_ARE_WHOLE
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install anyecg-hf[plot]")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed: pip install anyecg-hf[dev]")
@@ -28,6 +29,8 @@ def kinds(outputs):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_run_gives_outputs_as_they_are_committed(monkeypatch, path):
+    if path.stem == "push_to_hub" and not LOCAL_FOLDERS_ARE_WHOLE:
+        pytest.skip("pushing needs Transformers 5.10")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     from execute_notebooks import execute
 

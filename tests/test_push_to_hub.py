@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from elsewhere import run_elsewhere
+from elsewhere import LOCAL_FOLDERS_ARE_WHOLE, run_elsewhere
 from hub_server import READS, TOKEN, running_hub
 from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import load_file, save_file
@@ -27,6 +27,7 @@ from anyecg_hf.simulate import simulate_record
 from training import hub_push, push_to_hub
 from training.push_to_hub import card_on_hub, push_checkpoint
 
+pytestmark = pytest.mark.skipif(not LOCAL_FOLDERS_ARE_WHOLE, reason="pushing needs Transformers 5.10")
 ROOT = Path(__file__).resolve().parent.parent
 REPO, USER = "clinic/any-ecg.tiny", "marta-quill"
 CARD = """---
@@ -434,6 +435,12 @@ def test_a_checkpoint_that_its_own_code_does_not_reproduce_is_not_pushed(own_hub
         ValueError, match="copy does not pass where .*copy does not give .* model.logits differs .*Nothing was"
     ):
         push(copy)
+
+
+def test_older_libraries_are_refused(copy, monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "5.9.1")
+    with pytest.raises(ValueError, match="5.9.1 loads no folder by its own code; pushing needs 5.10"):
+        push(copy)  # before the Hub is asked, of which there is none
 
 
 def test_shards_belong_to_a_checkpoint_and_left_over_ones_do_not(tmp_path):

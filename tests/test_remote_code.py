@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from elsewhere import run_elsewhere
-from packaging.version import Version
+from elsewhere import LOCAL_FOLDERS_ARE_WHOLE, run_elsewhere
 from tiny_checkpoints import put_into_hub_cache, tiny_model, tiny_quantizer, write_record
 from transformers import AutoFeatureExtractor, pipeline
 
@@ -37,8 +36,6 @@ TASKS = {
     "ecg-feature-extraction": "backbone",
     "ecg-long-record": "long records",
 }
-# Before 5.10 Transformers copies, of a local folder, only files that the entry file itself imports. Hub ids are whole.
-LOCAL_FOLDERS_ARE_WHOLE = Version(transformers.__version__) >= Version("5.10")
 HUB_ID = "someone/any-ecg.tiny"  # a hyphen and a dot: both are rewritten in the name of the module
 
 
