@@ -24,6 +24,26 @@ def running_hub():
         hub.shutdown()
 
 
+@contextlib.contextmanager
+def asked_by_this_process(monkeypatch):
+    """Yield a running server that the Hub client of this process asks, whatever it was told of proxies or being offline."""
+    # not above: the client reads HF_ENDPOINT when it is imported, and others set that to the address of a running server
+    from huggingface_hub import constants
+
+    from training import hub_push
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.setattr(hub_push, "PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        files = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        yield hub
+
+
 class HubServer(ThreadingHTTPServer):
     """`repos[id].commits` is a list of (sha, path -> bytes) of main, `.branches` and `.tags` hold the others by name. `faults` is
     a list of (method, pattern of the path, what) to be used up, the first that fits; what: a status, "drop" for no answer,

@@ -9,10 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import TOKEN, running_hub
+from hub_server import TOKEN, asked_by_this_process
 from huggingface_hub import constants
 
-from training import hub_push
 from training.publish_dataset import dataset_files, push_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,13 +54,7 @@ def write_report(folder, corpus, out, rejected=1):
 
 @pytest.fixture
 def hub(monkeypatch):
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr(hub_push, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with running_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    with asked_by_this_process(monkeypatch) as hub:
         yield hub
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import LOCAL_FOLDERS_ARE_WHOLE, run_elsewhere
-from hub_server import READS, TOKEN, running_hub
+from hub_server import READS, TOKEN, asked_by_this_process, running_hub
 from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import tiny_model, write_record
@@ -24,7 +24,7 @@ from transformers import AutoFeatureExtractor, pipeline
 from anyecg_hf.feature_extraction_anyecg import AnyECGFeatureExtractor
 from anyecg_hf.hub import check_checkpoint, checkpoint_files, export_checkpoint
 from anyecg_hf.simulate import simulate_record
-from training import hub_push, push_to_hub
+from training import push_to_hub
 from training.push_to_hub import card_on_hub, push_checkpoint
 
 pytestmark = pytest.mark.skipif(not LOCAL_FOLDERS_ARE_WHOLE, reason="pushing needs Transformers 5.10")
@@ -262,17 +262,8 @@ def asked_files(body):
 
 @pytest.fixture
 def own_hub(monkeypatch):
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr(hub_push, "PAUSES", (0.01, 0.01))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(push_to_hub, "verify_in_clean_process", lambda folder, name: None)
-    with running_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+    with asked_by_this_process(monkeypatch) as hub:
         yield hub
 
 
